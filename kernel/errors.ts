@@ -1,0 +1,35 @@
+/** Every error code of the kernel, with what it means; docs/errors.md is written from this list. */
+export const codes = {
+  CONFIG_NOT_FOUND: "no config was found",
+  CONFIG_INVALID: "the config has problems; all are listed",
+  PLUGIN_NOT_FOUND: "no installed package provides a kind that the config names",
+  PLUGIN_BROKEN: "a package's manifest, schema or entry is faulty",
+  PLUGIN_DEPENDENCY_MISSING: "a plugin could not import a package that it depends on",
+  PLUGIN_INCOMPATIBLE: "a plugin needs another version of the plugin API",
+  PLUGIN_DUPLICATE_KIND: "two packages provide the same kind",
+  PLUGIN_START_TIMEOUT: "a plugin did not start before its deadline",
+  FILTER_CREATE_FAILED: "a filter could not be created from its options",
+  SERVICE_START_FAILED: "a service could not be started",
+  LISTEN_FAILED: "an address could not be bound",
+  PROXY_NOT_FOUND: "no proxy has this name",
+  TOPIC_INVALID: "not a valid topic name",
+  MALFORMED_PACKET: "bytes that are not a valid MQTT packet",
+  PROTOCOL_ERROR: "a packet that MQTT does not allow here",
+  PACKET_TOO_LARGE: "a packet over the maximum size",
+  PIPELINE_DEADLINE: "a pipeline did not finish before its deadline",
+  PIPELINE_RETIRED: "the pipeline was closed while the packet was under way",
+  QUEUE_FULL: "a session's queue is full",
+  STORE_CLOSED: "the session store is closed",
+} as const;
+
+export type Code = keyof typeof codes;
+
+/** An error whose `code` a program can rely on and whose message says what, where and what to do. */
+export class SluiceError extends Error {
+  readonly code: Code;
+  constructor(code: Code, message: string, options?: ErrorOptions) {
+    super(message, options);
+    this.name = "SluiceError";
+    this.code = code;
+  }
+}
