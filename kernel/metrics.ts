@@ -1,0 +1,117 @@
+/** The metrics registry that everything is handed; the only importer of prom-client. */
+import { Counter as PromCounter, Gauge as PromGauge, Histogram as PromHistogram, Registry } from "prom-client";
+import type { Counter, Gauge, Histogram, Metrics } from "./plugin.ts";
+
+/** Seconds: from a synchronous filter's microseconds to a pipeline's deadline. */
+const defaultBuckets = [0.00001, 0.0001, 0.001, 0.005, 0.025, 0.1, 0.5, 1, 5, 30];
+
+/** A registry of its own, so that two gateways in one process (as in tests) don't share series. */
+export function createMetrics(): Metrics & { scoped(signal: AbortSignal): Metrics } {
+  const registry = new Registry();
+  const counters = new Map<string, Counter>();
+  const gauges = new Map<string, { gauge: Gauge; collectors: Set<(gauge: Gauge) => void> }>();
+  const histograms = new Map<string, Histogram>();
+
+  function counter(name: string, help: string, labels: readonly string[] = []): Counter {
+    const known = counters.get(name);
+    if (known) return known;
+    // A hot path adds to a plain number; prom-client, which hashes the labels at each call, sees the sums at a scrape.
+    const cells = new Map<string, { labels: Record<string, string>; pending: number }>();
+    const prom = new PromCounter({
+      name,
+      help,
+      labelNames: [...labels],
+      registers: [registry],
+      collect() {
+        for (const cell of cells.values()) {
+          this.inc(cell.labels, cell.pending);
+          cell.pending = 0;
+        }
+      },
+    });
+    const made: Counter = {
+      inc: (by = {}, amount = 1) => prom.inc(by, amount),
+      with(fixed) {
+        const key = JSON.stringify(fixed);
+        let cell = cells.get(key);
+        if (!cell) cells.set(key, (cell = { labels: fixed, pending: 0 }));
+        const target = cell;
+        return {
+          inc(by = 1) {
+            target.pending += by;
+          },
+        };
+      },
+    };
+    counters.set(name, made);
+    return made;
+  }
+
+  function gauge(
+    name: string,
+    help: string,
+    labels: readonly string[] = [],
+    collect?: (gauge: Gauge) => void,
+    signal?: AbortSignal,
+  ): Gauge {
+    let entry = gauges.get(name);
+    if (!entry) {
+      const collectors = new Set<(gauge: Gauge) => void>();
+      const prom = new PromGauge({
+        name,
+        help,
+        labelNames: [...labels],
+        registers: [registry],
+        collect() {
+          // What a collector no longer reports (a proxy that is gone) must not stay on the page.
+          if (collectors.size > 0) this.reset();
+          for (const each of collectors) each(made);
+        },
+      });
+      const made: Gauge = { set: (by, value) => prom.set(by, value) };
+      gauges.set(name, (entry = { gauge: made, collectors }));
+    }
+    if (collect && !signal?.aborted) {
+      const { collectors } = entry;
+      collectors.add(collect);
+      signal?.addEventListener("abort", () => collectors.delete(collect), { once: true });
+    }
+    return entry.gauge;
+  }
+
+  function histogram(
+    name: string,
+    help: string,
+    labels: readonly string[] = [],
+    buckets: readonly number[] = defaultBuckets,
+  ): Histogram {
+    const known = histograms.get(name);
+    if (known) return known;
+    const prom = new PromHistogram({
+      name,
+      help,
+      labelNames: [...labels],
+      buckets: [...buckets],
+      registers: [registry],
+    });
+    const made: Histogram = {
+      observe: (by, value) => prom.observe(by, value),
+      with(fixed) {
+        const child = prom.labels(fixed);
+        return { observe: (value) => child.observe(value) };
+      },
+    };
+    histograms.set(name, made);
+    return made;
+  }
+
+  const metrics: Metrics = { counter, gauge, histogram, text: () => registry.metrics(), contentType: registry.contentType };
+  return {
+    ...metrics,
+    /** The same registry for one instance: its collectors end with its signal. */
+    scoped: (signal) => ({
+      ...metrics,
+      gauge: (name, help, labels, collect) => gauge(name, help, labels, collect, signal),
+    }),
+  };
+}
