@@ -1,0 +1,447 @@
+/** A frozen flow of filters: run, jumpIf, deadline, per-filter counters, retire. */
+import { SluiceError } from "./errors.ts";
+import type {
+  Client,
+  Filter,
+  FilterContext,
+  FilterKind,
+  FilterResult,
+  Logger,
+  Metrics,
+  ObjectHealth,
+  PacketType,
+  Reason,
+} from "./plugin.ts";
+import type { FlowNode, PipelineSpec } from "./spec.ts";
+
+/** How a packet's run ended; design.md §4 says what each means for the client. */
+export type Outcome =
+  | { readonly kind: "passed" }
+  | { readonly kind: "dropped" }
+  | { readonly kind: "rejected"; readonly reason: Reason }
+  | { readonly kind: "disconnected"; readonly reason: Reason }
+  /** A declared result without a jumpIf; `verdict` where the kind lists it in `discards`. */
+  | { readonly kind: "unhandled"; readonly result: string; readonly verdict: boolean }
+  | { readonly kind: "fault"; readonly error: unknown };
+
+const passed: Outcome = { kind: "passed" };
+const dropped: Outcome = { kind: "dropped" };
+
+/** The packets of one connection in one pipeline, oldest first: what keeps their order in front of each filter. */
+export interface Lane {
+  last: PacketRun | undefined;
+}
+
+export function createLane(): Lane {
+  return { last: undefined };
+}
+
+/** One packet, as handed to a pipeline. */
+export interface Job {
+  readonly type: PacketType;
+  readonly origin: "client" | "will";
+  readonly packet: FilterContext["packet"];
+  readonly client: Client;
+  readonly lane: Lane;
+  /**
+   * Runs behind the last filter, in the connection's order (brokerMode's fan-out). A throw or rejection is a fault.
+   */
+  readonly final?: (() => void | Promise<unknown>) | undefined;
+}
+
+export interface Pipeline {
+  readonly name: string;
+  /** Returns the outcome where every filter answered synchronously; else nothing, and calls `done` later, once. */
+  run(job: Job, done: (outcome: Outcome) => void): Outcome | undefined;
+  /** Packets under way. */
+  readonly active: number;
+  health(): ObjectHealth[];
+  /** Waits for the packets under way (their deadline bounds that), then closes the filters, last first. */
+  close(): Promise<void>;
+}
+
+export interface FilterInstance {
+  readonly name: string;
+  readonly kind: FilterKind;
+  readonly filter: Filter;
+  readonly close: () => Promise<void>;
+}
+
+interface Node {
+  readonly name: string;
+  readonly kind: FilterKind;
+  readonly filter: Filter;
+  /** Result -> index of the node to go on with; the flow's length for END. */
+  readonly jumps: ReadonlyMap<string, number>;
+  readonly count: (outcome: string) => void;
+  readonly observe: (seconds: number) => void;
+}
+
+/** What the runs of one pipeline share. */
+interface Flow {
+  readonly name: string;
+  /** Nothing where the flow names END. */
+  readonly nodes: readonly (Node | undefined)[];
+  readonly data: Readonly<Record<string, unknown>>;
+  started(run: PacketRun): void;
+  finished(run: PacketRun): void;
+  fault(node: string, error: unknown): void;
+}
+
+/**
+ * One packet's way through the flow; filters see it as their context. A class, since one is made a packet and its shape
+ * and methods have to be shared. Runs of a lane are a linked list: a run enters a filter once its predecessor is past it
+ * (or inside it, where the kind is `concurrent`).
+ */
+class PacketRun {
+  readonly type: PacketType;
+  readonly origin: "client" | "will";
+  readonly packet: FilterContext["packet"];
+  readonly client: Client;
+  startedAt = 0;
+  private readonly flow: Flow;
+  private readonly lane: Lane;
+  private readonly final: Job["final"];
+  private map: Map<string, unknown> | undefined;
+  private controller: AbortController | undefined;
+  private verdict: Outcome | undefined;
+  private done: ((outcome: Outcome) => void) | undefined;
+  private previous: PacketRun | undefined;
+  private next: PacketRun | undefined;
+  /** The node it is in, or in front of. */
+  private position = 0;
+  private inside = false;
+  private waiting = false;
+  private ended = false;
+  private enteredAt = 0;
+
+  constructor(flow: Flow, job: Job) {
+    this.flow = flow;
+    this.type = job.type;
+    this.origin = job.origin;
+    this.packet = job.packet;
+    this.client = job.client;
+    this.lane = job.lane;
+    this.final = job.final;
+  }
+
+  get data(): Map<string, unknown> {
+    return (this.map ??= new Map([["PIPELINE", this.flow.data]]));
+  }
+
+  get signal(): AbortSignal {
+    this.controller ??= new AbortController();
+    if (this.ended && !this.controller.signal.aborted) this.controller.abort();
+    return this.controller.signal;
+  }
+
+  drop(): void {
+    this.verdict = dropped;
+  }
+
+  reject(reason: Reason): void {
+    this.verdict = { kind: "rejected", reason };
+  }
+
+  disconnect(reason: Reason): void {
+    this.verdict = { kind: "disconnected", reason };
+  }
+
+  start(done: (outcome: Outcome) => void): Outcome | undefined {
+    const { last } = this.lane;
+    if (last) {
+      this.previous = last;
+      last.next = this;
+    }
+    this.lane.last = this;
+    const outcome = this.advance();
+    if (outcome) return outcome;
+    this.done = done;
+    this.flow.started(this);
+    return undefined;
+  }
+
+  expire(error: SluiceError): void {
+    this.flow.fault(this.flow.nodes[this.position]?.name ?? "delivery", error);
+    this.settle({ kind: "fault", error });
+    this.controller?.abort(error);
+  }
+
+  private advance(): Outcome | undefined {
+    const { nodes } = this.flow;
+    while (this.position < nodes.length) {
+      const node = nodes[this.position];
+      if (!node) {
+        this.position = nodes.length;
+        break;
+      }
+      if (!this.mayEnter(node.kind.concurrent === true)) return undefined;
+      this.inside = true;
+      this.enteredAt = performance.now();
+      let result: FilterResult | Promise<FilterResult>;
+      try {
+        result = node.filter.handle(this as unknown as FilterContext);
+      } catch (error) {
+        return this.failed(node, error);
+      }
+      if (isPromise(result)) {
+        result.then(
+          (value) => this.resume(() => this.left(node, value)),
+          (error: unknown) => this.resume(() => this.failed(node, error)),
+        );
+        // The successor may go in as well where the kind keeps the order itself.
+        if (node.kind.concurrent) this.next?.wake();
+        return undefined;
+      }
+      const outcome = this.left(node, result);
+      if (outcome) return outcome;
+    }
+    if (!this.final) return this.end(passed);
+    if (!this.mayEnter(false)) return undefined;
+    this.inside = true;
+    try {
+      const delivered = this.final();
+      if (!isPromise(delivered)) return this.end(passed);
+      delivered.then(
+        () => this.resume(() => this.end(passed)),
+        (error: unknown) => this.resume(() => this.undelivered(error)),
+      );
+      return undefined;
+    } catch (error) {
+      return this.undelivered(error);
+    }
+  }
+
+  /** After a promise: unless the deadline came first, do the step and go on. */
+  private resume(step: () => Outcome | undefined): void {
+    if (this.ended) return;
+    const outcome = step() ?? this.advance();
+    if (outcome) this.report(outcome);
+  }
+
+  private mayEnter(concurrent: boolean): boolean {
+    const ahead = this.previous;
+    const free =
+      !ahead || ahead.position > this.position || (concurrent && ahead.position === this.position && ahead.inside);
+    this.waiting = !free;
+    return free;
+  }
+
+  private wake(): void {
+    if (!this.waiting || this.ended) return;
+    const outcome = this.advance();
+    if (outcome) this.report(outcome);
+  }
+
+  /** The filter has answered: where to go on, or how it ends. */
+  private left(node: Node, value: FilterResult): Outcome | undefined {
+    this.inside = false;
+    node.observe((performance.now() - this.enteredAt) / 1000);
+    const result = value ?? "";
+    const target = node.jumps.get(result);
+    if (result === "") {
+      node.count("ok");
+      if (this.verdict) return this.end(this.verdict);
+      this.position = target ?? this.position + 1;
+    } else if (!node.kind.results.includes(result)) {
+      return this.failed(node, new Error(`it returned "${result}", which its kind ${node.kind.kind} does not declare`));
+    } else {
+      node.count(result);
+      if (target === undefined) {
+        return this.end(
+          this.verdict ?? { kind: "unhandled", result, verdict: node.kind.discards?.includes(result) ?? false },
+        );
+      }
+      this.verdict = undefined;
+      this.position = target;
+    }
+    this.next?.wake();
+    return undefined;
+  }
+
+  private failed(node: Node, error: unknown): Outcome {
+    node.count("fault");
+    this.flow.fault(node.name, error);
+    return this.end({ kind: "fault", error });
+  }
+
+  private undelivered(error: unknown): Outcome {
+    this.flow.fault("delivery", error);
+    return this.end({ kind: "fault", error });
+  }
+
+  /** Out of the lane; the successor sees the next older run, if any. */
+  private end(outcome: Outcome): Outcome {
+    this.ended = true;
+    const { previous, next } = this;
+    if (previous) previous.next = next;
+    if (next) next.previous = previous;
+    else this.lane.last = previous;
+    this.previous = this.next = undefined;
+    next?.wake();
+    return outcome;
+  }
+
+  private settle(outcome: Outcome): void {
+    if (this.ended) return;
+    this.report(this.end(outcome));
+  }
+
+  private report(outcome: Outcome): void {
+    // Without `done` the run is still inside start(), which returns the outcome itself.
+    const { done } = this;
+    if (!done) return;
+    this.done = undefined;
+    this.flow.finished(this);
+    done(outcome);
+  }
+}
+
+export function createPipeline(
+  spec: PipelineSpec,
+  filters: ReadonlyMap<string, FilterInstance>,
+  deps: { log: Logger; metrics: Metrics },
+): Pipeline {
+  const nodes = buildNodes(spec, filters, deps.metrics);
+  const outcomes = deps.metrics.counter("sluice_pipeline_packets_total", "Packets that ended a pipeline, by outcome.", [
+    "pipeline",
+    "packet",
+    "outcome",
+  ]);
+  const counters = new Map<string, { inc(): void }>();
+  // Started in order and with one deadline for all, so the oldest is the first: one timer serves every run.
+  const running = new Set<PacketRun>();
+  const faults = new Map<string, { since: number; suppressed: number }>();
+  let timer: NodeJS.Timeout | undefined;
+  let active = 0;
+  let idle: (() => void) | undefined;
+
+  function count(type: PacketType, outcome: Outcome): void {
+    const key = `${type}/${outcome.kind}`;
+    let counter = counters.get(key);
+    if (!counter) {
+      counter = outcomes.with({ pipeline: spec.name, packet: type, outcome: outcome.kind });
+      counters.set(key, counter);
+    }
+    counter.inc();
+  }
+
+  function watch(): void {
+    timer = undefined;
+    const now = performance.now();
+    for (const run of running) {
+      const left = run.startedAt + spec.timeoutMs - now;
+      if (left > 0) {
+        timer = setTimeout(watch, left);
+        return;
+      }
+      run.expire(
+        new SluiceError("PIPELINE_DEADLINE", `${spec.name} did not finish a ${run.type} within ${spec.timeoutMs} ms`),
+      );
+    }
+  }
+
+  const flow: Flow = {
+    name: spec.name,
+    nodes,
+    data: spec.data,
+    started(run) {
+      run.startedAt = performance.now();
+      running.add(run);
+      timer ??= setTimeout(watch, spec.timeoutMs);
+    },
+    finished(run) {
+      running.delete(run);
+    },
+    fault(node, error) {
+      // One line a filter every five seconds: an outage must not become a flood of log lines.
+      const now = performance.now();
+      const last = faults.get(node);
+      if (last && now - last.since < 5000) {
+        last.suppressed++;
+        return;
+      }
+      faults.set(node, { since: now, suppressed: 0 });
+      deps.log.error(
+        { pipeline: spec.name, filter: node, error: describe(error), suppressed: last?.suppressed ?? 0 },
+        "A filter failed; its packet is not acknowledged",
+      );
+    },
+  };
+
+  return {
+    name: spec.name,
+    get active() {
+      return active;
+    },
+    run(job, done) {
+      active++;
+      function over(outcome: Outcome): void {
+        active--;
+        count(job.type, outcome);
+        if (active === 0) idle?.();
+      }
+      const outcome = new PacketRun(flow, job).start((late) => {
+        over(late);
+        done(late);
+      });
+      if (outcome) over(outcome);
+      return outcome;
+    },
+    health: () =>
+      [...filters.values()].map(({ name, filter }) => ({
+        name: `${spec.name}/${name}`,
+        ...(filter.health?.() ?? { ok: true }),
+      })),
+    async close() {
+      if (active > 0) await new Promise<void>((resolve) => (idle = resolve));
+      clearTimeout(timer);
+      for (const instance of [...filters.values()].toReversed()) await instance.close();
+    },
+  };
+}
+
+function buildNodes(spec: PipelineSpec, filters: ReadonlyMap<string, FilterInstance>, metrics: Metrics): (Node | undefined)[] {
+  const { flow } = spec;
+  const indexOf = new Map(flow.map((node, index) => [node.alias, index]));
+  indexOf.set("END", flow.length);
+  const packets = metrics.counter("sluice_filter_packets_total", "Packets a filter handled, by outcome.", [
+    "pipeline",
+    "filter",
+    "kind",
+    "outcome",
+  ]);
+  const durations = metrics.histogram("sluice_filter_duration_seconds", "Time a filter took for a packet.", [
+    "pipeline",
+    "filter",
+    "kind",
+  ]);
+  return flow.map((node) => {
+    if (node.filter === "END") return undefined;
+    const instance = filters.get(node.filter);
+    if (!instance) throw new SluiceError("CONFIG_INVALID", `${spec.name}: the flow names ${node.filter}, no filter of it`);
+    const labels = { pipeline: spec.name, filter: node.alias, kind: instance.kind.kind };
+    const counters = new Map<string, { inc(): void }>();
+    const duration = durations.with(labels);
+    return {
+      name: node.alias,
+      kind: instance.kind,
+      filter: instance.filter,
+      jumps: new Map(Object.entries(node.jumpIf).map(([result, to]) => [result, indexOf.get(to) ?? flow.length])),
+      count(outcome) {
+        let counter = counters.get(outcome);
+        if (!counter) counters.set(outcome, (counter = packets.with({ ...labels, outcome })));
+        counter.inc();
+      },
+      observe: (seconds) => duration.observe(seconds),
+    };
+  });
+}
+
+function isPromise<T>(value: T | Promise<T>): value is Promise<T> {
+  return typeof (value as { then?: unknown } | undefined)?.then === "function";
+}
+
+function describe(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
+}
