@@ -1,0 +1,94 @@
+/** A small, honest Host for tests that build a filter or service through its kind. */
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { SluiceError } from "../../kernel/errors.ts";
+import { createMetrics } from "../../kernel/metrics.ts";
+import type { Host, Logger } from "../../kernel/plugin.ts";
+
+export interface LogLine {
+  readonly level: "debug" | "info" | "warn" | "error";
+  readonly message: string;
+  readonly fields: Readonly<Record<string, unknown>>;
+}
+
+export interface TestHost {
+  readonly host: Host;
+  /** Every line logged, oldest first. */
+  readonly logs: readonly LogLine[];
+  /**
+   * The sum of the series of one metric that carry these labels, as a scrape would show it; undefined where there is
+   * none. A histogram's parts are named as on the page: `..._count`, `..._sum`.
+   */
+  metricValue(name: string, labels?: Record<string, string>): Promise<number | undefined>;
+  /** Aborts the host's signal and removes its folder, if it made one. */
+  close(): void;
+}
+
+export function createTestHost(options: { name?: string; folder?: string; overrides?: Partial<Host> } = {}): TestHost {
+  const folder = options.folder ?? mkdtempSync(join(tmpdir(), "sluice-host-"));
+  const logs: LogLine[] = [];
+  const closing = new AbortController();
+  const metrics = createMetrics().scoped(closing.signal);
+  let logLevel = "info";
+
+  function logAt(level: LogLine["level"]): Logger["info"] {
+    return (fields, message) => {
+      logs.push({ level, message, fields: { ...fields } });
+    };
+  }
+
+  const host: Host = {
+    name: options.name ?? "pipeline/filter",
+    folder,
+    log: { debug: logAt("debug"), info: logAt("info"), warn: logAt("warn"), error: logAt("error") },
+    metrics,
+    clock: {
+      now: () => Date.now(),
+      setTimeout(callback, ms) {
+        const timer = setTimeout(callback, ms);
+        return { clear: () => clearTimeout(timer) };
+      },
+    },
+    signal: closing.signal,
+    publish: (proxy) => Promise.reject(new SluiceError("PROXY_NOT_FOUND", `no proxy is named "${proxy}"`)),
+    proxies: { get: () => undefined, list: () => [] },
+    config: { documents: () => [], version: () => 1 },
+    kinds: () => [],
+    health: () => [],
+    about: () => ({ name: "sluice", version: "0.0.0", node: process.version, startedAt: Date.now() }),
+    logLevel: {
+      get: () => logLevel,
+      set(level) {
+        logLevel = level;
+      },
+    },
+    ready: Promise.resolve(),
+    isReady: () => true,
+    ...options.overrides,
+  };
+
+  return {
+    host,
+    logs,
+    async metricValue(name, labels = {}) {
+      return sumSeries(await metrics.text(), name, labels);
+    },
+    close() {
+      closing.abort();
+      if (options.folder === undefined) rmSync(folder, { recursive: true, force: true });
+    },
+  };
+}
+
+function sumSeries(page: string, name: string, labels: Record<string, string>): number | undefined {
+  let sum: number | undefined;
+  for (const line of page.split("\n")) {
+    const match = /^([a-zA-Z_:][\w:]*)(?:\{(.*)\})? (\S+)$/.exec(line);
+    if (!match || match[1] !== name) continue;
+    const text = match[2] ?? "";
+    const carries = Object.entries(labels).every(([key, value]) => text.includes(`${key}=${JSON.stringify(value)}`));
+    if (carries) sum = (sum ?? 0) + Number(match[3]);
+  }
+  return sum;
+}
