@@ -15,6 +15,7 @@ export const codes = {
   TOPIC_INVALID: "not a valid topic name",
   MALFORMED_PACKET: "bytes that are not a valid MQTT packet",
   PROTOCOL_ERROR: "a packet that MQTT does not allow here",
+  UNSUPPORTED_VERSION: "a client that speaks a version of MQTT which is not served",
   PACKET_TOO_LARGE: "a packet over the maximum size",
   PIPELINE_DEADLINE: "a pipeline did not finish before its deadline",
   PIPELINE_RETIRED: "the pipeline was closed while the packet was under way",
