@@ -1,0 +1,43 @@
+/** The one way out for errors: `{"code": <HTTP status>, "message": ...}`, as Easegress words it. */
+import type { ParameterizedContext } from "koa";
+import type { Logger } from "@sluice/kernel";
+import { send } from "./negotiate.ts";
+
+/** HTTP statuses of the errors that `Host` rejects with. The 503s are worth a retry. */
+const statusOfCode: Readonly<Record<string, number>> = {
+  PROXY_NOT_FOUND: 404,
+  TOPIC_INVALID: 400,
+  QUEUE_FULL: 503,
+  STORE_CLOSED: 503,
+};
+
+export interface Problem extends Error {
+  readonly status: number;
+  /** The message was written for the caller. */
+  readonly expose: true;
+}
+
+/** What a handler throws to answer with another status than 200: `throw problem(404, "not found")`. */
+export function problem(status: number, message: string): Problem {
+  return Object.assign(new Error(message), { status, expose: true } as const);
+}
+
+/** Turns what a handler threw into the answer. Only what is no caller's fault is logged, and it is never shown. */
+export function sendProblem(ctx: ParameterizedContext, error: unknown, log: Logger): void {
+  const { status, message } = describe(error);
+  if (status === 500) log.error({ err: error, method: ctx.method, path: ctx.path }, "an HTTP request failed");
+  ctx.status = status;
+  if (status === 503) ctx.set("Retry-After", "1");
+  send(ctx, { code: status, message });
+}
+
+function describe(error: unknown): { status: number; message: string } {
+  if (error instanceof Error) {
+    if ("expose" in error && error.expose === true && "status" in error && typeof error.status === "number") {
+      return { status: error.status, message: error.message };
+    }
+    const status = "code" in error && typeof error.code === "string" ? statusOfCode[error.code] : undefined;
+    if (status !== undefined) return { status, message: error.message };
+  }
+  return { status: 500, message: "the gateway could not do this because of an error of its own; its log says more" };
+}

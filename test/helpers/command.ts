@@ -1,0 +1,39 @@
+/** Runs a plugin's command in this process, as the command line does. */
+import { Readable, Writable } from "node:stream";
+import type { Command } from "../../kernel/plugin.ts";
+
+export interface CommandRun {
+  readonly code: number;
+  readonly stdout: string;
+  readonly stderr: string;
+}
+
+export async function runCommand(
+  command: Command,
+  args: readonly string[],
+  options: { env?: NodeJS.ProcessEnv; stdin?: Buffer | string | NodeJS.ReadableStream; signal?: AbortSignal } = {},
+): Promise<CommandRun> {
+  const { stdin = "" } = options;
+  let stdout = "";
+  let stderr = "";
+  const code = await command.run(args, {
+    stdin: typeof stdin === "object" && "read" in stdin ? stdin : Readable.from([Buffer.from(stdin)]),
+    stdout: new Writable({
+      write(chunk, _encoding, done) {
+        stdout += String(chunk);
+        done();
+      },
+    }),
+    stderr: new Writable({
+      write(chunk, _encoding, done) {
+        stderr += String(chunk);
+        done();
+      },
+    }),
+    env: options.env ?? {},
+    colors: false,
+    signal: options.signal ?? new AbortController().signal,
+    loadConfig: () => Promise.reject(new Error("no config here")),
+  });
+  return { code, stdout, stderr };
+}

@@ -1,0 +1,197 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { SluiceError } from "../../kernel/errors.ts";
+import { startAdminApi } from "../helpers/admin-api.ts";
+import { createMemoryProxies } from "../helpers/proxies.ts";
+
+const path = "/mqttproxy/mqttproxy/topics/publish";
+const invalidJson = "invalid json data from request body";
+
+test("a message reaches the proxy under v1 and v2, with and without a trailing slash", async (t) => {
+  const proxies = createMemoryProxies("mqttproxy");
+  proxies.subscribe("mqttproxy", "dev1", ["Beijing/#"]);
+  proxies.subscribe("mqttproxy", "dev2", ["Beijing/+/Update"], { connected: false });
+  proxies.subscribe("mqttproxy", "dev3", ["Shanghai/#"]);
+  const api = await startAdminApi(t, { overrides: proxies });
+  const body = JSON.stringify({ topic: "Beijing/Phone/Update", qos: 1, payload: "time to update", base64: false });
+  for (const version of ["v1", "v2"]) {
+    for (const slash of ["", "/"]) {
+      const response = await fetch(`${api.url}/apis/${version}${path}${slash}`, { method: "POST", body });
+      assert.equal(response.status, 200);
+      assert.equal(response.headers.get("content-type"), "application/json; charset=utf-8");
+      assert.equal(response.headers.get("x-config-version"), "1");
+      assert.deepEqual(await response.json(), { matched: 2, connected: 1 });
+    }
+  }
+  assert.equal(proxies.published.length, 4);
+  for (const { proxy, topic, qos, retain, payload } of proxies.published) {
+    assert.deepEqual([proxy, topic, qos, retain], ["mqttproxy", "Beijing/Phone/Update", 1, false]);
+    assert.equal(payload.toString(), "time to update");
+  }
+});
+
+test("a body that is labelled as a form, as curl -d does, is understood", async (t) => {
+  const proxies = createMemoryProxies("mqttproxy");
+  const api = await startAdminApi(t, { overrides: proxies });
+  const body = '{"topic":"Beijing/Phone/Update","qos":1,"payload":"aGk=","base64":true}';
+  const answer = await api.call("POST", path, body, { "content-type": "application/x-www-form-urlencoded" });
+  assert.deepEqual(answer.json, { matched: 0, connected: 0 });
+  assert.equal(proxies.published[0]?.payload.toString(), "hi");
+});
+
+test("absent fields have Easegress' defaults; distributed and unknown fields don't matter; keys in any case", async (t) => {
+  const proxies = createMemoryProxies("mqttproxy");
+  const api = await startAdminApi(t, { overrides: proxies });
+  const bodies = [
+    { topic: "a" },
+    { topic: "a", qos: null, payload: null, base64: null },
+    { topic: "a", distributed: true, retain: false, extra: { deep: 1 } },
+    { Topic: "a", QoS: 1, Payload: "x" },
+  ];
+  for (const body of bodies) assert.equal((await api.call("POST", path, body)).status, 200, JSON.stringify(body));
+  const seen = proxies.published.map(({ topic, qos, payload }) => [topic, qos, payload.toString()]);
+  assert.deepEqual(seen, [
+    ["a", 0, ""],
+    ["a", 0, ""],
+    ["a", 0, ""],
+    ["a", 1, "x"],
+  ]);
+});
+
+test("every byte survives base64, line breaks in it included", async (t) => {
+  const proxies = createMemoryProxies("mqttproxy");
+  const api = await startAdminApi(t, { overrides: proxies });
+  const binary = Buffer.from(Array.from({ length: 1024 }, (_, index) => index % 256));
+  const base64 = binary.toString("base64");
+  for (const payload of [base64, base64.replace(/.{76}/g, "$&\n"), base64.replace(/.{76}/g, "$&\r\n"), ""]) {
+    assert.equal((await api.call("POST", path, { topic: "t", payload, base64: true })).status, 200);
+  }
+  const payloads = proxies.published.map(({ payload }) => payload);
+  assert.deepEqual(payloads, [binary, binary, binary, Buffer.alloc(0)]);
+  await api.call("POST", path, { topic: "t", payload: "温度 21°\u0000" });
+  assert.equal(proxies.published.at(-1)?.payload.toString(), "温度 21°\u0000");
+});
+
+test("bad requests are 400 in Easegress' format and publish nothing", async (t) => {
+  const proxies = createMemoryProxies("mqttproxy");
+  const api = await startAdminApi(t, { overrides: proxies });
+  const decodeFailed = "base64 set to true, but payload decode failed";
+  const qosRange = "qos of MQTT is 0, 1, 2, and choose 1 for most cases";
+  const topicProblem = /topic/;
+  const pageExample =
+    '{\n"topic": "Beijing/Phone/Update",\n"qos": 1, // currently only support 0 and 1\n"payload": "x"\n}';
+  const cases: [body: unknown, message: string | RegExp][] = [
+    ["", invalidJson],
+    ["nonsense", invalidJson],
+    [pageExample, invalidJson],
+    ["[]", invalidJson],
+    ["null", invalidJson],
+    ['"text"', invalidJson],
+    ['{"topic":"a"} trailing', invalidJson],
+    [Buffer.from([0x7b, 0x22, 0xff, 0x22, 0x3a, 0x31, 0x7d]), invalidJson],
+    [{ topic: "a", qos: "1" }, `${invalidJson}: qos must be a number`],
+    [{ topic: "a", qos: 0.5 }, `${invalidJson}: qos must be an integer`],
+    [{ topic: "a", qos: true }, `${invalidJson}: qos must be a number`],
+    [{ topic: 5 }, `${invalidJson}: topic must be a string`],
+    [{ topic: "a", payload: {} }, `${invalidJson}: payload must be a string`],
+    [{ topic: "a", base64: "true" }, `${invalidJson}: base64 must be a boolean`],
+    [{ topic: "a", retain: 1 }, `${invalidJson}: retain must be a boolean`],
+    [{ topic: "a", retain: true }, /retained messages are not supported/],
+    [{ topic: "a", qos: -1 }, qosRange],
+    [{ topic: "a", qos: 3 }, qosRange],
+    [{ topic: "a", Qos: 3 }, qosRange],
+    [{ topic: "a", qos: 2 }, /^qos 2 is not supported yet/],
+    ...["?", "aGk", "aGk=a", "aGk==", "a-_=", "====", "A===", "aG k=", "aGk=\t"].map((payload): [unknown, string] => [
+      { topic: "a", payload, base64: true },
+      decodeFailed,
+    ]),
+    [{}, topicProblem],
+    [{ topic: "" }, topicProblem],
+    [{ topic: "a/+" }, topicProblem],
+    [{ topic: "a/#" }, topicProblem],
+    [{ topic: "a\u0000b" }, topicProblem],
+    [{ topic: "a".repeat(65_536) }, topicProblem],
+    ['{"topic":"a\\ud800"}', /surrogate/],
+    ['{"topic":"a","payload":"\\udc00"}', /surrogate/],
+  ];
+  for (const [body, message] of cases) {
+    const answer = await api.call("POST", path, body);
+    const label = JSON.stringify(body).slice(0, 80);
+    assert.equal(answer.status, 400, label);
+    assert.match(answer.headers.get("content-type")!, /^application\/json/);
+    const { code, message: got, ...rest } = answer.json as { code: number; message: string };
+    assert.equal(code, 400, label);
+    if (typeof message === "string") assert.equal(got, message, label);
+    else assert.match(got, message, label);
+    assert.deepEqual(rest, {});
+  }
+  assert.equal(proxies.published.length, 0);
+});
+
+test("an unknown proxy is 404, another method 405 with Allow and a body", async (t) => {
+  const api = await startAdminApi(t, { overrides: createMemoryProxies("mqttproxy") });
+  const unknown = await api.call("POST", "/mqttproxy/other/topics/publish", { topic: "a" });
+  assert.equal(unknown.status, 404);
+  assert.deepEqual(unknown.json, { code: 404, message: 'no proxy is named "other"' });
+  for (const method of ["GET", "PUT", "DELETE", "PATCH"]) {
+    const answer = await api.call(method, path);
+    assert.equal(answer.status, 405);
+    assert.equal(answer.headers.get("allow"), "POST");
+    assert.deepEqual(answer.json, { code: 405, message: `this route takes POST, not ${method}` });
+  }
+  const options = await api.call("OPTIONS", path);
+  assert.deepEqual([options.status, options.headers.get("allow"), options.text], [204, "POST", ""]);
+});
+
+test("proxy names are percent-decoded, one that is no valid escape is simply unknown", async (t) => {
+  const proxies = createMemoryProxies("网关-1");
+  const api = await startAdminApi(t, { overrides: proxies });
+  const named = await api.call("POST", `/mqttproxy/${encodeURIComponent("网关-1")}/topics/publish`, { topic: "a" });
+  assert.equal(named.status, 200);
+  assert.equal((await api.call("POST", "/mqttproxy/%E7%/topics/publish", { topic: "a" })).status, 404);
+});
+
+test("L17: a proxy named admin has its endpoint and takes nothing away from the API", async (t) => {
+  const proxies = createMemoryProxies("admin");
+  const api = await startAdminApi(t, { overrides: proxies });
+  assert.equal((await api.call("POST", "/mqttproxy/admin/topics/publish", { topic: "a" })).status, 200);
+  for (const each of ["/healthz", "/objects", "/metrics"]) assert.equal((await api.call("GET", each)).status, 200);
+});
+
+test("what the proxy can't do now is 503, and an error of our own 500 that is logged and not shown", async (t) => {
+  let error: Error = new SluiceError("QUEUE_FULL", "the queue of dev1 is full");
+  const proxies = createMemoryProxies("mqttproxy");
+  const api = await startAdminApi(t, { overrides: { ...proxies, publish: () => Promise.reject(error) } });
+  const full = await api.call("POST", path, { topic: "a" });
+  assert.equal(full.status, 503);
+  assert.equal(full.headers.get("retry-after"), "1");
+  assert.deepEqual(full.json, { code: 503, message: "the queue of dev1 is full" });
+  error = new SluiceError("STORE_CLOSED", "the store is closed");
+  assert.equal((await api.call("POST", path, { topic: "a" })).status, 503);
+  assert.deepEqual(
+    api.logs.filter(({ level }) => level === "error"),
+    [],
+  );
+  error = new Error("secret detail");
+  const broken = await api.call("POST", path, { topic: "a" });
+  assert.equal(broken.status, 500);
+  assert.equal(broken.text.includes("secret"), false);
+  assert.equal((broken.json as { code: number }).code, 500);
+  const logged = api.logs.filter(({ level }) => level === "error");
+  assert.equal(logged.length, 1);
+  assert.equal(logged[0]?.fields["err"], error);
+});
+
+test("requests are counted by method, route and status", async (t) => {
+  const api = await startAdminApi(t, { overrides: createMemoryProxies("mqttproxy", "other") });
+  const route = "/mqttproxy/:name/topics/publish";
+  await api.call("POST", path, { topic: "a" });
+  await api.call("POST", "/mqttproxy/other/topics/publish", { topic: "a" });
+  await api.call("POST", path, "nonsense");
+  await api.call("GET", "/no/such/route");
+  const name = "sluice_http_requests_total";
+  assert.equal(await api.metricValue(name, { method: "POST", route, status: "200" }), 2);
+  assert.equal(await api.metricValue(name, { method: "POST", route, status: "400" }), 1);
+  assert.equal(await api.metricValue(name, { route: "none", status: "404" }), 1);
+  assert.equal(await api.metricValue("sluice_http_request_duration_seconds_count", { route }), 3);
+});
