@@ -12,7 +12,8 @@ import type {
   PacketType,
   Reason,
 } from "./plugin.ts";
-import type { FlowNode, PipelineSpec } from "./spec.ts";
+import type { PipelineSpec } from "./spec.ts";
+import { createThrottle } from "./throttle.ts";
 
 /** How a packet's run ended; design.md §4 says what each means for the client. */
 export type Outcome =
@@ -311,7 +312,7 @@ export function createPipeline(
   const counters = new Map<string, { inc(): void }>();
   // Started in order and with one deadline for all, so the oldest is the first: one timer serves every run.
   const running = new Set<PacketRun>();
-  const faults = new Map<string, { since: number; suppressed: number }>();
+  const throttle = createThrottle(5000);
   let timer: NodeJS.Timeout | undefined;
   let active = 0;
   let idle: (() => void) | undefined;
@@ -332,7 +333,7 @@ export function createPipeline(
     for (const run of running) {
       const left = run.startedAt + spec.timeoutMs - now;
       if (left > 0) {
-        timer = setTimeout(watch, left);
+        timer = setTimeout(watch, left).unref();
         return;
       }
       run.expire(
@@ -348,24 +349,18 @@ export function createPipeline(
     started(run) {
       run.startedAt = performance.now();
       running.add(run);
-      timer ??= setTimeout(watch, spec.timeoutMs);
+      timer ??= setTimeout(watch, spec.timeoutMs).unref();
     },
     finished(run) {
       running.delete(run);
     },
     fault(node, error) {
-      // One line a filter every five seconds: an outage must not become a flood of log lines.
-      const now = performance.now();
-      const last = faults.get(node);
-      if (last && now - last.since < 5000) {
-        last.suppressed++;
-        return;
-      }
-      faults.set(node, { since: now, suppressed: 0 });
-      deps.log.error(
-        { pipeline: spec.name, filter: node, error: describe(error), suppressed: last?.suppressed ?? 0 },
-        "A filter failed; its packet is not acknowledged",
-      );
+      throttle(node, (suppressed) => {
+        deps.log.error(
+          { pipeline: spec.name, filter: node, error: describe(error), suppressed },
+          "A filter failed; its packet is not acknowledged",
+        );
+      });
     },
   };
 
@@ -401,7 +396,11 @@ export function createPipeline(
   };
 }
 
-function buildNodes(spec: PipelineSpec, filters: ReadonlyMap<string, FilterInstance>, metrics: Metrics): (Node | undefined)[] {
+function buildNodes(
+  spec: PipelineSpec,
+  filters: ReadonlyMap<string, FilterInstance>,
+  metrics: Metrics,
+): (Node | undefined)[] {
   const { flow } = spec;
   const indexOf = new Map(flow.map((node, index) => [node.alias, index]));
   indexOf.set("END", flow.length);
@@ -419,7 +418,8 @@ function buildNodes(spec: PipelineSpec, filters: ReadonlyMap<string, FilterInsta
   return flow.map((node) => {
     if (node.filter === "END") return undefined;
     const instance = filters.get(node.filter);
-    if (!instance) throw new SluiceError("CONFIG_INVALID", `${spec.name}: the flow names ${node.filter}, no filter of it`);
+    if (!instance)
+      throw new SluiceError("CONFIG_INVALID", `${spec.name}: the flow names ${node.filter}, no filter of it`);
     const labels = { pipeline: spec.name, filter: node.alias, kind: instance.kind.kind };
     const counters = new Map<string, { inc(): void }>();
     const duration = durations.with(labels);

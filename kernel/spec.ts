@@ -86,6 +86,8 @@ export interface GatewaySpec {
   readonly plugins: { readonly dirs: readonly string[] };
   /** How long a stop waits for packets under way. */
   readonly drainTimeoutMs: number;
+  /** Lines that the banner ends with: what a newcomer can try. */
+  readonly hints: readonly string[];
 }
 
 export interface Spec {

@@ -1,0 +1,256 @@
+/** One client's connection: CONNECT deadline, keep alive, ordered acks, back-pressure, closed once. */
+import type { Socket } from "node:net";
+import { createDecoder, encodeAck, type Decoder, type InPacket, type Refusal } from "./codec.ts";
+
+/** Why a connection ended. `disconnect` is the only graceful one: the will is discarded [MQTT-3.14.4-3]. */
+export type CloseReason =
+  | "disconnect"
+  | "connectionLost"
+  | "connectTimeout"
+  | "keepAliveTimeout"
+  | "malformedPacket"
+  | "packetTooLarge"
+  | "protocolError"
+  | "refused"
+  | "takenOver"
+  | "removed"
+  | "pipeline"
+  | "fault"
+  | "shutdown";
+
+/** Shared by all connections of a proxy, so that none carries closures of its own. */
+export interface ConnectionOwner {
+  /** In order; never again once the connection is closed. */
+  onPacket(connection: Connection, packet: InPacket): void;
+  /** Bytes that are no MQTT; the owner closes, with a CONNACK where the refusal has one. */
+  onRefusal(connection: Connection, refusal: Refusal): void;
+  /** There is room for deliveries again. */
+  onDrain(connection: Connection): void;
+  onClosed(connection: Connection, why: CloseReason): void;
+}
+
+export interface ConnectionLimits {
+  readonly maxPacketBytes: number;
+  readonly maxInWork: number;
+  readonly maxInWorkBytes: number;
+  readonly connectTimeoutMs: number;
+}
+
+/** A PUBLISH under way; its ack leaves when those of the PUBLISHes before it have left or never will. */
+export interface Work {
+  /** 0 at QoS 0. */
+  readonly packetId: number;
+  readonly bytes: number;
+  state: "pending" | "acked" | "never";
+}
+
+/** Why nothing is read from the socket; bits of one number. */
+export const pause = { auth: 1, work: 2, limit: 4, output: 8, shutdown: 16 } as const;
+
+/** Pauses of our own making: the client can't be blamed for what we don't read, so its keep alive stands still. */
+const ours = pause.auth | pause.work | pause.limit | pause.shutdown;
+
+/** Bytes written that the peer has not taken: beyond this its packets wait too, for each would add an answer. */
+const maxOutputBytes = 1024 * 1024;
+
+/** Bytes that are written at once rather than at the end of the tick, so that a burst finds out that the peer is slow. */
+const maxBatchBytes = 256 * 1024;
+
+/** How long a closed connection may take to send what was written before. */
+const lingerMs = 2000;
+
+/** A class because there are thousands: methods are shared, and an idle connection stays small. */
+export class Connection {
+  readonly address: string;
+  readonly socket: Socket;
+  closed: CloseReason | undefined;
+  private readonly owner: ConnectionOwner;
+  private readonly limits: ConnectionLimits;
+  private readonly decoder: Decoder;
+  private paused = 0;
+  private decoding = false;
+  private out: Buffer[] = [];
+  private outBytes = 0;
+  private flushing = false;
+  private blocked = false;
+  private works: Work[] = [];
+  private inWork = 0;
+  private inWorkBytes = 0;
+  private lastReceivedAt = performance.now();
+  private keepAliveMs = 0;
+  /** Of the CONNECT deadline first, of keep alive afterwards. */
+  private timer: NodeJS.Timeout | undefined;
+  private limitTimer: NodeJS.Timeout | undefined;
+
+  constructor(socket: Socket, owner: ConnectionOwner, limits: ConnectionLimits) {
+    this.socket = socket;
+    this.owner = owner;
+    this.limits = limits;
+    this.address = (socket.remoteAddress ?? "").replace(/^::ffff:/, "");
+    this.decoder = createDecoder({
+      maxPacketBytes: limits.maxPacketBytes,
+      onPacket: (packet) => {
+        this.owner.onPacket(this, packet);
+        return this.paused === 0 && !this.closed;
+      },
+    });
+    this.timer = setTimeout(() => this.close("connectTimeout"), limits.connectTimeoutMs);
+    // A peer that vanished without a word and asked for no keep alive is found by TCP's own.
+    socket.setKeepAlive(true, 60_000);
+    socket.on("data", (chunk: Buffer) => this.received(chunk));
+    socket.on("drain", () => this.drained());
+    socket.on("error", () => this.close("connectionLost"));
+    socket.on("end", () => this.close("connectionLost"));
+    socket.on("close", () => this.close("connectionLost"));
+  }
+
+  /** CONNECT has come: from here on keep alive watches. @param seconds 0 = none */
+  startKeepAlive(seconds: number): void {
+    clearTimeout(this.timer);
+    this.timer = undefined;
+    // One and a half times what was asked for [MQTT-3.1.2-24].
+    this.keepAliveMs = seconds * 1500;
+    if (this.keepAliveMs > 0) this.timer = setTimeout(() => this.checkKeepAlive(), this.keepAliveMs);
+  }
+
+  send(frame: Buffer): void {
+    if (this.closed) return;
+    this.out.push(frame);
+    this.outBytes += frame.length;
+    if (this.outBytes > maxBatchBytes) this.flush();
+    if (this.flushing) return;
+    // One write a tick, however many packets: the acks of a whole Kafka batch leave together.
+    this.flushing = true;
+    process.nextTick(() => {
+      this.flushing = false;
+      this.flush();
+    });
+  }
+
+  /** False while the peer doesn't take what was written: deliveries wait, acks don't. */
+  get hasRoom(): boolean {
+    return !this.blocked && !this.closed;
+  }
+
+  pause(why: number): void {
+    if (this.paused === 0) this.socket.pause();
+    this.paused |= why;
+  }
+
+  resume(why: number): void {
+    if ((this.paused & why) === 0) return;
+    if ((why & ours) !== 0) this.lastReceivedAt = performance.now();
+    this.paused &= ~why;
+    // Inside the decoder's loop it goes on by itself.
+    if (this.paused !== 0 || this.closed || this.decoding) return;
+    this.decode(undefined);
+    if (this.paused === 0 && !this.closed) this.socket.resume();
+  }
+
+  /** Hands the packet to the owner again after `ms`; until then nothing is read. */
+  defer(packet: InPacket, ms: number): void {
+    this.pause(pause.limit);
+    this.limitTimer = setTimeout(() => {
+      this.limitTimer = undefined;
+      this.owner.onPacket(this, packet);
+      // Unless it was deferred once more.
+      if (this.limitTimer === undefined) this.resume(pause.limit);
+    }, ms);
+  }
+
+  /** PUBLISH packets that have not left the pipeline. */
+  get working(): number {
+    return this.inWork;
+  }
+
+  /** A PUBLISH enters the pipeline. @param packetId 0 at QoS 0 */
+  begin(packetId: number, bytes: number): Work {
+    const work: Work = { packetId, bytes, state: "pending" };
+    if (packetId !== 0) this.works.push(work);
+    this.inWork++;
+    this.inWorkBytes += bytes;
+    if (this.inWork >= this.limits.maxInWork || this.inWorkBytes >= this.limits.maxInWorkBytes) this.pause(pause.work);
+    return work;
+  }
+
+  /** It has left the pipeline: PUBACKs go out in the order of the PUBLISHes [MQTT-4.6.0-2]; a fault leaves a hole. */
+  finish(work: Work, acked: boolean): void {
+    work.state = acked ? "acked" : "never";
+    this.inWork--;
+    this.inWorkBytes -= work.bytes;
+    if (work.packetId !== 0 && this.works[0] === work) {
+      let settled = 0;
+      for (const next of this.works) {
+        if (next.state === "pending") break;
+        if (next.state === "acked") this.send(encodeAck("puback", next.packetId));
+        settled++;
+      }
+      this.works.splice(0, settled);
+    }
+    if (
+      (this.paused & pause.work) !== 0 &&
+      this.inWork <= this.limits.maxInWork / 2 &&
+      this.inWorkBytes <= this.limits.maxInWorkBytes / 2
+    ) {
+      this.resume(pause.work);
+    }
+  }
+
+  /** Once; what was sent before still leaves, where the peer takes it. */
+  close(why: CloseReason): void {
+    if (this.closed) return;
+    this.flush();
+    this.closed = why;
+    clearTimeout(this.timer);
+    clearTimeout(this.limitTimer);
+    this.works = [];
+    const { socket } = this;
+    if (!socket.destroyed) {
+      socket.removeAllListeners("data");
+      // What the peer still sends is thrown away, or the end of its stream would never be seen.
+      socket.resume();
+      const linger = setTimeout(() => socket.destroy(), lingerMs);
+      socket.once("close", () => clearTimeout(linger));
+      socket.destroySoon();
+    }
+    this.owner.onClosed(this, why);
+  }
+
+  private received(chunk: Buffer): void {
+    this.lastReceivedAt = performance.now();
+    this.decode(chunk);
+  }
+
+  private decode(chunk: Buffer | undefined): void {
+    this.decoding = true;
+    const refusal = chunk ? this.decoder.push(chunk) : this.decoder.resume();
+    this.decoding = false;
+    if (refusal && !this.closed) this.owner.onRefusal(this, refusal);
+  }
+
+  private flush(): void {
+    if (this.out.length === 0 || this.closed || this.socket.destroyed) return;
+    const [first] = this.out;
+    const frame = this.out.length === 1 && first ? first : Buffer.concat(this.out);
+    this.out = [];
+    this.outBytes = 0;
+    if (!this.socket.write(frame)) this.blocked = true;
+    if (this.socket.writableLength > maxOutputBytes) this.pause(pause.output);
+  }
+
+  private drained(): void {
+    this.blocked = false;
+    this.resume(pause.output);
+    if (!this.closed) this.owner.onDrain(this);
+  }
+
+  private checkKeepAlive(): void {
+    const idle = performance.now() - this.lastReceivedAt;
+    const suspended = (this.paused & ours) !== 0;
+    if (!suspended && idle >= this.keepAliveMs) {
+      this.close("keepAliveTimeout");
+      return;
+    }
+    this.timer = setTimeout(() => this.checkKeepAlive(), suspended ? this.keepAliveMs : this.keepAliveMs - idle);
+  }
+}

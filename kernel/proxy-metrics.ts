@@ -1,0 +1,67 @@
+/** The series of one proxy, each taken from the registry once. */
+import type { CloseReason } from "./connection.ts";
+import type { Metrics } from "./plugin.ts";
+
+type Cell = { inc(by?: number): void };
+
+export interface ProxyMetrics {
+  received(type: string): void;
+  sent(type: string): void;
+  messageIn(): void;
+  delivered(): void;
+  resent(): void;
+  delayed(): void;
+  dropped(reason: string, count?: number): void;
+  accepted(): void;
+  refused(reason: string): void;
+  refusedBytes(code: string): void;
+  closed(why: CloseReason): void;
+}
+
+export function createProxyMetrics(
+  proxy: string,
+  metrics: Metrics,
+  read: () => { connections: number; pending: number; sessions: number; subscriptions: number },
+): ProxyMetrics {
+  /** A counter by one more label, whose cells are looked up without making a label object each time. */
+  function by(name: string, help: string, label: string): (value: string, count?: number) => void {
+    const counter = metrics.counter(name, help, ["proxy", label]);
+    const cells = new Map<string, Cell>();
+    return (value, count) => {
+      let cell = cells.get(value);
+      if (!cell) cells.set(value, (cell = counter.with({ proxy, [label]: value })));
+      cell.inc(count);
+    };
+  }
+  function one(name: string, help: string): () => void {
+    const cell = metrics.counter(name, help, ["proxy"]).with({ proxy });
+    return () => cell.inc();
+  }
+  function gauge(name: string, help: string, value: () => number): void {
+    metrics.gauge(name, help, ["proxy"], (series) => series.set({ proxy }, value()));
+  }
+
+  gauge("sluice_connections", "Clients connected.", () => read().connections);
+  gauge("sluice_connections_pending", "Connections that are not admitted yet.", () => read().pending);
+  gauge("sluice_sessions", "Sessions, of connected and of absent clients.", () => read().sessions);
+  gauge("sluice_subscriptions", "Subscriptions of all sessions.", () => read().subscriptions);
+
+  const sent = by("sluice_packets_sent_total", "MQTT packets sent, by type.", "type");
+  const delivered = one("sluice_messages_out_total", "Messages sent to subscribers, resends not counted.");
+  return {
+    received: by("sluice_packets_received_total", "MQTT packets received, by type.", "type"),
+    sent,
+    messageIn: one("sluice_messages_in_total", "Messages taken from clients, their wills and the HTTP endpoint."),
+    delivered() {
+      delivered();
+      sent("publish");
+    },
+    resent: one("sluice_messages_resent_total", "Deliveries sent again because no PUBACK came in time."),
+    delayed: one("sluice_publishes_delayed_total", "PUBLISH packets that waited for clientPublishLimit."),
+    dropped: by("sluice_messages_dropped_total", "Messages that reached no sink or subscriber, by reason.", "reason"),
+    accepted: one("sluice_connects_accepted_total", "CONNECTs answered with CONNACK 0."),
+    refused: by("sluice_connects_refused_total", "Connections refused, by reason.", "reason"),
+    refusedBytes: by("sluice_packets_refused_total", "Connections closed for bytes that MQTT does not allow.", "code"),
+    closed: by("sluice_connections_closed_total", "Connections that ended, by reason.", "reason"),
+  };
+}
