@@ -1,0 +1,120 @@
+/** The certificates of a proxy: read, and checked before anything listens. */
+import { createPrivateKey, X509Certificate, type KeyObject } from "node:crypto";
+import { readFileSync } from "node:fs";
+import { resolve } from "node:path";
+import { isMap, type Entry, type Issues } from "./entry.ts";
+import type { Path } from "./schema.ts";
+import type { CertificatePair } from "./spec.ts";
+
+/** Those of a proxy that uses TLS; none for one that does not. A pair with a problem is left out. */
+export function readCertificates(proxy: Entry, folder: string, found: Issues): CertificatePair[] {
+  if (proxy.options["useTLS"] !== true) return [];
+  const listed = proxy.options["certificate"];
+  if (!Array.isArray(listed) || listed.length === 0) {
+    found.problem(proxy.where(["useTLS"]), "is true, but there is no certificate: give at least one under certificate");
+    return [];
+  }
+  return listed.flatMap((item, index) =>
+    isMap(item) ? (readPair(proxy, item, ["certificate", index], folder, found) ?? []) : [],
+  );
+}
+
+function readPair(
+  proxy: Entry,
+  item: Record<string, unknown>,
+  path: Path,
+  folder: string,
+  found: Issues,
+): CertificatePair | undefined {
+  const cert = readPart(proxy, item, path, "cert", folder, found);
+  const key = readPart(proxy, item, path, "key", folder, found);
+  const certificate = cert === undefined ? undefined : parseCertificate(proxy, cert, found);
+  const privateKey = key === undefined ? undefined : parseKey(proxy, key, found);
+  if (cert === undefined || key === undefined || certificate === undefined || privateKey === undefined)
+    return undefined;
+  if (!certificate.checkPrivateKey(privateKey)) {
+    found.problem(
+      proxy.where(key.path),
+      "does not belong to the certificate beside it: give the key that the certificate was made with",
+    );
+    return undefined;
+  }
+  const now = Date.now();
+  if (now > Date.parse(certificate.validTo)) {
+    found.warning(proxy.where(cert.path), `has expired on ${certificate.validTo}: clients will refuse it`);
+  } else if (now < Date.parse(certificate.validFrom)) {
+    found.warning(proxy.where(cert.path), `is not valid before ${certificate.validFrom}: clients will refuse it`);
+  }
+  return { name: typeof item["name"] === "string" ? item["name"] : "", cert: cert.text, key: key.text };
+}
+
+interface Part {
+  readonly text: string;
+  readonly path: Path;
+}
+
+function readPart(
+  proxy: Entry,
+  item: Record<string, unknown>,
+  path: Path,
+  field: "cert" | "key",
+  folder: string,
+  found: Issues,
+): Part | undefined {
+  const inline = item[field];
+  const file = item[`${field}File`];
+  if (typeof inline === "string" && typeof file === "string") {
+    found.problem(proxy.where([...path, `${field}File`]), `is given beside ${field}: keep one of them`);
+    return undefined;
+  }
+  if (typeof inline === "string") return { text: inline, path: [...path, field] };
+  if (typeof file !== "string") {
+    // Where it is there but no string, the schema has said so.
+    if (inline === undefined && file === undefined)
+      found.problem(proxy.where([...path, field]), `is missing: give ${field} or ${field}File`);
+    return undefined;
+  }
+  try {
+    return { text: readFileSync(resolve(folder, file), "utf8"), path: [...path, `${field}File`] };
+  } catch (error) {
+    found.problem(proxy.where([...path, `${field}File`]), `can't be read: ${(error as Error).message}`);
+    return undefined;
+  }
+}
+
+function parseCertificate(proxy: Entry, part: Part, found: Issues): X509Certificate | undefined {
+  if (!part.text.includes("-----BEGIN CERTIFICATE-----")) {
+    found.problem(
+      proxy.where(part.path),
+      "is not PEM: it must begin with -----BEGIN CERTIFICATE----- (is it a placeholder?)",
+    );
+    return undefined;
+  }
+  try {
+    return new X509Certificate(part.text);
+  } catch (error) {
+    found.problem(proxy.where(part.path), `is not a certificate that can be read: ${(error as Error).message}`);
+    return undefined;
+  }
+}
+
+function parseKey(proxy: Entry, part: Part, found: Issues): KeyObject | undefined {
+  if (!/-----BEGIN [A-Z ]*PRIVATE KEY-----/.test(part.text)) {
+    found.problem(
+      proxy.where(part.path),
+      "is not PEM: it must begin with -----BEGIN PRIVATE KEY----- (is it a placeholder?)",
+    );
+    return undefined;
+  }
+  if (/ENCRYPTED/.test(part.text)) {
+    found.problem(proxy.where(part.path), "is encrypted: store it without a passphrase");
+    return undefined;
+  }
+  try {
+    return createPrivateKey(part.text);
+  } catch {
+    // The parser's own message could tell something of the key.
+    found.problem(proxy.where(part.path), "is not a private key that can be read");
+    return undefined;
+  }
+}

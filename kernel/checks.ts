@@ -1,0 +1,225 @@
+/** What no schema can say: whether the documents of a config fit each other. */
+import type { Entry, Issues } from "./entry.ts";
+import { isMap } from "./entry.ts";
+import type { FilterKind } from "./plugin.ts";
+import type { Path } from "./schema.ts";
+import { didYouMean } from "./suggest.ts";
+
+export interface FilterEntry extends Entry {
+  /** Undefined where its kind could not be loaded, which is a problem already reported. */
+  readonly code: FilterKind | undefined;
+}
+
+export interface PipelineEntry extends Entry {
+  readonly filters: readonly FilterEntry[];
+}
+
+/** A step of a flow as far as it is well-formed. */
+interface Step {
+  readonly filter: string;
+  readonly alias: string;
+  readonly namespace: string;
+  readonly path: Path;
+  readonly jumpIf: Readonly<Record<string, string>>;
+}
+
+const end = "END";
+const listOf = (value: unknown): unknown[] => (Array.isArray(value) ? value : []);
+
+/** Two documents of one kind, or two filters of one pipeline, by the same name. */
+export function checkNames(entries: readonly Entry[], found: Issues): void {
+  const first = new Map<string, Entry>();
+  for (const entry of entries) {
+    if (entry.name === "") continue;
+    const key = JSON.stringify([entry.kind, entry.name]);
+    const other = first.get(key);
+    if (other === undefined) first.set(key, entry);
+    else
+      found.problem(
+        entry.where(["name"]),
+        `another ${entry.kind} has the name "${entry.name}" already (${place(other)}): rename one`,
+      );
+  }
+}
+
+const place = (entry: Entry): string => entry.where().split(" > ")[0]!;
+
+export function checkPipeline(pipeline: PipelineEntry, found: Issues): void {
+  const { protocol } = pipeline.options;
+  if (typeof protocol === "string" && protocol !== "" && protocol.toUpperCase() !== "MQTT") {
+    found.problem(pipeline.where(["protocol"]), `"${protocol}" is not supported: write MQTT, or leave it out`);
+  }
+  if (pipeline.options["resilience"] !== undefined) {
+    found.warning(pipeline.where(["resilience"]), "is ignored: its policies are for HTTP backends");
+  }
+  const names = new Map<string, FilterEntry>();
+  for (const filter of pipeline.filters) {
+    if (filter.name === end)
+      found.problem(filter.where(["name"]), `${end} is built in and can't be the name of a filter: rename it`);
+    if (filter.name === "") continue;
+    const other = names.get(filter.name);
+    if (other === undefined) names.set(filter.name, filter);
+    else
+      found.problem(
+        filter.where(["name"]),
+        `another filter of this pipeline has the name "${filter.name}" already (${place(other)}): rename one`,
+      );
+  }
+  checkFlow(pipeline, names, found);
+}
+
+function checkFlow(pipeline: PipelineEntry, filters: ReadonlyMap<string, FilterEntry>, found: Issues): void {
+  const steps = flowOf(pipeline);
+  const aliases = new Map<string, number>();
+  for (const [index, step] of steps.entries()) {
+    // Each of Easegress' namespaces has a packet of its own; every MQTT filter needs the one there is.
+    if (step.namespace !== "" && step.namespace !== "DEFAULT") {
+      found.problem(
+        pipeline.where([...step.path, "namespace"]),
+        "namespaces are not supported: remove it (all filters of a pipeline work on the one packet)",
+      );
+    }
+    const field = step.alias === step.filter ? "filter" : "alias";
+    if (step.filter !== end && !filters.has(step.filter)) {
+      found.problem(
+        pipeline.where([...step.path, "filter"]),
+        `no filter of this pipeline is named "${step.filter}"${didYouMean(step.filter, [...filters.keys()])}`,
+      );
+    }
+    if (step.alias === end) {
+      if (step.filter !== end)
+        found.problem(
+          pipeline.where([...step.path, "alias"]),
+          `${end} is built in and can't be an alias: choose another`,
+        );
+      continue;
+    }
+    if (aliases.has(step.alias)) {
+      found.problem(
+        pipeline.where([...step.path, field]),
+        `another step of this flow is named "${step.alias}" already: give this one an alias of its own`,
+      );
+    } else aliases.set(step.alias, index);
+  }
+  for (const [index, step] of steps.entries())
+    checkJumps(pipeline, step, index, aliases, filters.get(step.filter), found);
+}
+
+function checkJumps(
+  pipeline: PipelineEntry,
+  step: Step,
+  index: number,
+  aliases: ReadonlyMap<string, number>,
+  filter: FilterEntry | undefined,
+  found: Issues,
+): void {
+  for (const [result, target] of Object.entries(step.jumpIf)) {
+    const where = pipeline.where([...step.path, "jumpIf", result]);
+    const results = filter?.code?.results;
+    if (step.filter === end) {
+      found.problem(where, `${end} has no result to jump on: remove jumpIf`);
+    } else if (results !== undefined && result !== "" && !results.includes(result)) {
+      const declared = results.length === 0 ? "it has none" : `its results are ${results.join(", ")}`;
+      found.problem(
+        where,
+        `${filter?.kind} never returns "${result}"${didYouMean(result, results) || `: ${declared}, and "" for success`}`,
+      );
+    }
+    if (target === end) continue;
+    const to = aliases.get(target);
+    if (to === undefined) {
+      found.problem(
+        where,
+        `no step of this flow is named "${target}"${didYouMean(target, [...aliases.keys(), end]) || `: jump to a later one, or to ${end}`}`,
+      );
+    } else if (to <= index) {
+      found.problem(where, `"${target}" is not later in the flow: a jump goes forwards only`);
+    }
+  }
+}
+
+/** The well-formed steps of a pipeline's flow. */
+export function flowOf(pipeline: Entry): Step[] {
+  return listOf(pipeline.options["flow"]).flatMap((node, index) => {
+    if (!isMap(node) || typeof node["filter"] !== "string") return [];
+    const { filter, alias, namespace } = node;
+    const jumps = isMap(node["jumpIf"]) ? Object.entries(node["jumpIf"]) : [];
+    return {
+      filter,
+      alias: typeof alias === "string" && alias !== "" ? alias : filter,
+      namespace: typeof namespace === "string" ? namespace : "",
+      path: ["flow", index],
+      jumpIf: Object.fromEntries(jumps.filter((jump): jump is [string, string] => typeof jump[1] === "string")),
+    };
+  });
+}
+
+export function checkRules(proxy: Entry, pipelines: readonly PipelineEntry[], found: Issues): void {
+  const byName = new Map(pipelines.map((pipeline) => [pipeline.name, pipeline]));
+  const ruled = new Set<string>();
+  for (const [index, rule] of listOf(proxy.options["rules"]).entries()) {
+    if (!isMap(rule)) continue;
+    const packetType = isMap(rule["when"]) ? rule["when"]["packetType"] : undefined;
+    if (typeof packetType === "string") {
+      if (ruled.has(packetType)) {
+        found.problem(
+          proxy.where(["rules", index, "when", "packetType"]),
+          `another rule is for ${packetType} already: one packet type, one rule`,
+        );
+      }
+      ruled.add(packetType);
+    }
+    const name = rule["pipeline"];
+    if (typeof name !== "string") continue;
+    const pipeline = byName.get(name);
+    if (pipeline === undefined) {
+      const hint = didYouMean(name, [...byName.keys()]) || ": write a Pipeline document of that name";
+      found.problem(proxy.where(["rules", index, "pipeline"]), `no Pipeline is named "${name}"${hint}`);
+    } else if (typeof packetType === "string") {
+      checkPackets(proxy, index, packetType, pipeline, found);
+    }
+  }
+  if (!ruled.has("Connect")) {
+    found.warning(proxy.where(), "has no rule for Connect packets: everybody may connect, without a password");
+  }
+}
+
+function checkPackets(proxy: Entry, rule: number, packetType: string, pipeline: PipelineEntry, found: Issues): void {
+  const steps = flowOf(pipeline);
+  const used = steps.length === 0 ? undefined : new Set(steps.map((step) => step.filter));
+  for (const filter of pipeline.filters) {
+    if (used?.has(filter.name) === false || filter.code === undefined) continue;
+    const { packets } = filter.code;
+    if ((packets as readonly string[]).includes(packetType)) continue;
+    found.problem(
+      proxy.where(["rules", rule, "pipeline"]),
+      `pipeline "${pipeline.name}" can't be used for ${packetType} packets: its filter "${filter.name}" (${filter.kind}) handles ${packets.join(", ")} only`,
+    );
+  }
+}
+
+/** A proxy without a host listens on every address, so it clashes with any other on its port. */
+export function checkPorts(proxies: readonly Entry[], found: Issues): void {
+  const everywhere = new Set([undefined, "0.0.0.0", "::"]);
+  const taken: { host: string | undefined; port: number; proxy: Entry }[] = [];
+  for (const proxy of proxies) {
+    const { host, port } = proxy.options;
+    if (typeof port !== "number") continue;
+    if (port === 0) {
+      found.warning(proxy.where(["port"]), "is 0: any free port is taken, another one at each start");
+      continue;
+    }
+    const address = typeof host === "string" ? host : undefined;
+    const clash = taken.find(
+      (other) =>
+        other.port === port && (other.host === address || everywhere.has(other.host) || everywhere.has(address)),
+    );
+    if (clash !== undefined) {
+      found.problem(
+        proxy.where(["port"]),
+        `${port} is used by the MQTTProxy "${clash.proxy.name}" already (${place(clash.proxy)}): give each its own`,
+      );
+    }
+    taken.push({ host: address, port, proxy });
+  }
+}

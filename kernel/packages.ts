@@ -1,0 +1,135 @@
+/** Where packages may lie, and which do: found with fs alone, since `require.resolve` fails on packages whose `exports` hide their package.json. */
+import { readdir, readFile, realpath } from "node:fs/promises";
+import { basename, dirname, join } from "node:path";
+
+/** A document that the distribution adds to every config that has none of its kind. */
+export interface ImpliedDocument {
+  readonly kind: string;
+  readonly name: string;
+  readonly [field: string]: unknown;
+}
+
+/** One package.json whose dependencies are looked at, or one folder of packages. */
+export interface SearchPlace {
+  /** For messages: what was looked at. */
+  readonly label: string;
+  /** The real folders of the packages there, in order. */
+  readonly folders: readonly string[];
+  /** Names listed as dependencies that are not installed. */
+  readonly missing: readonly string[];
+  readonly implied: readonly ImpliedDocument[];
+}
+
+type Json = Record<string, unknown>;
+
+/** In the order in which they are searched: the config's own package, `plugins.dirs`, what lies above the bin. */
+export async function searchPlaces(o: {
+  readonly folder: string;
+  readonly dirs: readonly string[];
+  readonly bins: readonly string[];
+}): Promise<SearchPlace[]> {
+  const places: SearchPlace[] = [];
+  const nearest = (await packageFilesAbove(o.folder))[0];
+  if (nearest !== undefined) places.push(await dependenciesOf(nearest, false));
+  for (const dir of o.dirs) places.push(await packagesBelow(dir));
+  const seen = new Set<string>();
+  for (const bin of o.bins) {
+    for (const path of [bin, await realpath(bin).catch(() => bin)]) {
+      for (const file of await packageFilesAbove(dirname(path))) {
+        const real = await realpath(file);
+        if (seen.has(real)) continue;
+        seen.add(real);
+        places.push(await dependenciesOf(file, true));
+      }
+    }
+  }
+  return places;
+}
+
+/** Each package once, though several places may have it. */
+export async function packagesIn(places: readonly SearchPlace[]): Promise<{ folder: string; json: Json | Error }[]> {
+  const folders = new Set(places.flatMap((place) => place.folders));
+  return Promise.all(
+    [...folders].map(async (folder) => ({ folder, json: await readJson(join(folder, "package.json")) })),
+  );
+}
+
+async function readJson(file: string): Promise<Json | Error> {
+  try {
+    const json: unknown = JSON.parse(await readFile(file, "utf8"));
+    return typeof json === "object" && json !== null ? (json as Json) : new Error("is not a JSON object");
+  } catch (error) {
+    return error as Error;
+  }
+}
+
+const exists = async (file: string): Promise<boolean> =>
+  readFile(file).then(
+    () => true,
+    () => false,
+  );
+
+function* upwards(folder: string): Generator<string> {
+  for (let at = folder; ; at = dirname(at)) {
+    yield at;
+    if (dirname(at) === at) return;
+  }
+}
+
+/** Nearest first. */
+async function packageFilesAbove(folder: string): Promise<string[]> {
+  const files: string[] = [];
+  for (const at of upwards(folder)) {
+    const file = join(at, "package.json");
+    if (await exists(file)) files.push(file);
+  }
+  return files;
+}
+
+async function dependenciesOf(file: string, distribution: boolean): Promise<SearchPlace> {
+  const json = await readJson(file);
+  if (json instanceof Error) return { label: `${file} (${json.message})`, folders: [], missing: [], implied: [] };
+  const required = Object.keys(json["dependencies"] ?? {});
+  const optional = Object.keys(json["optionalDependencies"] ?? {});
+  const folders: string[] = [];
+  const missing: string[] = [];
+  for (const name of new Set([...required, ...optional])) {
+    const folder = await resolve(name, dirname(file));
+    if (folder !== undefined) folders.push(folder);
+    else if (!optional.includes(name)) missing.push(name);
+  }
+  const listed = (json["sluice"] as Json | undefined)?.["implied"];
+  const implied = distribution && Array.isArray(listed) ? (listed as ImpliedDocument[]) : [];
+  return { label: `the dependencies in ${file}`, folders, missing, implied };
+}
+
+/** As node resolves a package name: the nearest node_modules that has it. */
+async function resolve(name: string, from: string): Promise<string | undefined> {
+  for (const at of upwards(from)) {
+    if (basename(at) === "node_modules") continue;
+    const folder = join(at, "node_modules", name);
+    if (await exists(join(folder, "package.json"))) return realpath(folder);
+  }
+  return undefined;
+}
+
+/** Nothing where it isn't a folder. */
+async function listing(folder: string): Promise<string[]> {
+  const names: string[] = await readdir(folder).catch(() => []);
+  return names.sort();
+}
+
+async function packagesBelow(dir: string): Promise<SearchPlace> {
+  const names = await listing(dir);
+  const candidates = [dir];
+  for (const name of names) {
+    const path = join(dir, name);
+    if (!name.startsWith("@")) candidates.push(path);
+    else for (const inner of await listing(path)) candidates.push(join(path, inner));
+  }
+  const folders: string[] = [];
+  for (const folder of candidates) {
+    if (await exists(join(folder, "package.json"))) folders.push(await realpath(folder));
+  }
+  return { label: `the packages in ${dir}`, folders, missing: [], implied: [] };
+}
