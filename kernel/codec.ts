@@ -132,7 +132,8 @@ function decode(bytes: Buffer, at: number, end: number, version: ProtocolVersion
         password,
         will: will && {
           topic: will.topic,
-          payload: will.payload as Buffer,
+          // Kept as long as the connection, so not a view: that would keep the password's bytes too.
+          payload: Buffer.from(will.payload),
           qos: will.qos ?? 0,
           retain: will.retain ?? false,
         },
