@@ -90,6 +90,11 @@ function validate(config: Config): readonly FieldProblem[] {
     }
   });
   config.policies.forEach((policy, index) => {
+    for (const level of Object.keys(policy.headers)) {
+      if (/^(0|[1-9]\d*)$/.test(level)) continue;
+      const message = "is no level: the keys of headers are whole numbers from 0, the values are the headers' names";
+      problems.push({ field: ["policies", index, "headers", level], message });
+    }
     policy.route.forEach(({ exprs }, entry) => {
       exprs.forEach((expr, place) => {
         const problem = patternProblem(expr);

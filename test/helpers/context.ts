@@ -1,5 +1,13 @@
 /** Contexts for calling a filter's `handle` without a proxy around it. */
-import type { Client, ConnectContext, PublishContext, PublishPacket, Reason } from "../../kernel/plugin.ts";
+import type {
+  Client,
+  ConnectContext,
+  Message,
+  PublishContext,
+  PublishPacket,
+  Reason,
+  SubscribeContext,
+} from "../../kernel/plugin.ts";
 
 /** What a filter decided through the context. */
 export interface Decision {
@@ -66,7 +74,7 @@ export function createPublishContext(
 }
 
 export function createConnectContext(
-  options: Base & { password?: string | undefined; clean?: boolean } = {},
+  options: Base & { password?: string | undefined; clean?: boolean; will?: Message } = {},
 ): ConnectContext & { readonly decision: Decision } {
   const { decision, members } = createBase(options);
   return {
@@ -79,7 +87,23 @@ export function createConnectContext(
       password: options.password === undefined ? undefined : Buffer.from(options.password),
       clean: options.clean ?? true,
       keepalive: 60,
-      will: undefined,
+      will: options.will,
+    },
+  };
+}
+
+export function createSubscribeContext(
+  options: Base & { topicFilters?: readonly string[] } = {},
+): SubscribeContext & { readonly decision: Decision } {
+  const { decision, members } = createBase(options);
+  const topicFilters = options.topicFilters ?? ["a/b/c"];
+  return {
+    ...members,
+    decision,
+    type: "Subscribe",
+    packet: {
+      packetId: 1,
+      subscriptions: topicFilters.map((topicFilter) => ({ topicFilter, qos: 1, refused: false })),
     },
   };
 }

@@ -20,9 +20,9 @@ export interface TestHost {
    * The sum of the series of one metric that carry these labels, as a scrape would show it; undefined where there is
    * none. A histogram's parts are named as on the page: `..._count`, `..._sum`.
    */
-  metricValue(name: string, labels?: Record<string, string>): Promise<number | undefined>;
+  readonly metricValue: (name: string, labels?: Record<string, string>) => Promise<number | undefined>;
   /** Aborts the host's signal and removes its folder, if it made one. */
-  close(): void;
+  readonly close: () => void;
 }
 
 export function createTestHost(options: { name?: string; folder?: string; overrides?: Partial<Host> } = {}): TestHost {
