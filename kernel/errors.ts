@@ -34,3 +34,10 @@ export class SluiceError extends Error {
     this.code = code;
   }
 }
+
+/** For a log line: without the stack, and safe with whatever was thrown. Undefined for no error. */
+export function messageOf(error: unknown): string | undefined {
+  if (error === undefined) return undefined;
+  if (error instanceof Error) return error.message;
+  return typeof error === "string" ? error : JSON.stringify(error);
+}

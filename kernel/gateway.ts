@@ -1,7 +1,7 @@
 /** Composition root: builds everything a spec names, binds last, and closes it all in reverse order. */
 import { randomUUID } from "node:crypto";
 import { hostname } from "node:os";
-import { SluiceError } from "./errors.ts";
+import { messageOf, SluiceError } from "./errors.ts";
 import { createHost, type HostSource, type RootLogger, type SharedHost, systemClock } from "./host.ts";
 import { kernelKinds } from "./kernel-kinds.ts";
 import { createMetrics } from "./metrics.ts";
@@ -88,7 +88,7 @@ export async function startGateway({ spec, registry, log, version }: GatewayOpti
       try {
         await within(closeDeadlineMs + spec.gateway.drainTimeoutMs, close(), `${name} did not close`);
       } catch (error) {
-        log.error({ object: name, error: String(error) }, "Closing failed");
+        log.error({ object: name, error: messageOf(error) }, "Closing failed");
       }
     }
   }
@@ -209,7 +209,7 @@ async function startService(
 
 function failure(code: "FILTER_CREATE_FAILED" | "SERVICE_START_FAILED", what: string, error: unknown): SluiceError {
   if (error instanceof SluiceError && error.code === "PLUGIN_START_TIMEOUT") return error;
-  return new SluiceError(code, `${what}: ${error instanceof Error ? error.message : String(error)}`, { cause: error });
+  return new SluiceError(code, `${what}: ${messageOf(error)}`, { cause: error });
 }
 
 /** @throws SluiceError PLUGIN_START_TIMEOUT */

@@ -1,5 +1,5 @@
 /** A frozen flow of filters: run, jumpIf, deadline, per-filter counters, retire. */
-import { SluiceError } from "./errors.ts";
+import { messageOf, SluiceError } from "./errors.ts";
 import type {
   Client,
   Filter,
@@ -357,7 +357,7 @@ export function createPipeline(
     fault(node, error) {
       throttle(node, (suppressed) => {
         deps.log.error(
-          { pipeline: spec.name, filter: node, error: describe(error), suppressed },
+          { pipeline: spec.name, filter: node, error: messageOf(error), suppressed },
           "A filter failed; its packet is not acknowledged",
         );
       });
@@ -440,8 +440,4 @@ function buildNodes(
 
 function isPromise<T>(value: T | Promise<T>): value is Promise<T> {
   return typeof (value as { then?: unknown } | undefined)?.then === "function";
-}
-
-function describe(error: unknown): string {
-  return error instanceof Error ? error.message : String(error);
 }

@@ -12,6 +12,7 @@ export interface ProxyMetrics {
   resent(): void;
   delayed(): void;
   dropped(reason: string, count?: number): void;
+  withheld(reason: string): void;
   accepted(): void;
   refused(reason: string): void;
   refusedBytes(code: string): void;
@@ -59,6 +60,11 @@ export function createProxyMetrics(
     resent: one("sluice_messages_resent_total", "Deliveries sent again because no PUBACK came in time."),
     delayed: one("sluice_publishes_delayed_total", "PUBLISH packets that waited for clientPublishLimit."),
     dropped: by("sluice_messages_dropped_total", "Messages that reached no sink or subscriber, by reason.", "reason"),
+    withheld: by(
+      "sluice_publishes_unacknowledged_total",
+      "PUBLISH packets of QoS 1 that got no ack, by reason.",
+      "reason",
+    ),
     accepted: one("sluice_connects_accepted_total", "CONNECTs answered with CONNACK 0."),
     refused: by("sluice_connects_refused_total", "Connections refused, by reason.", "reason"),
     refusedBytes: by("sluice_packets_refused_total", "Connections closed for bytes that MQTT does not allow.", "code"),

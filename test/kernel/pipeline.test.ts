@@ -177,7 +177,7 @@ test("packets of one connection enter an asynchronous filter one after the other
     slow: {
       handle(ctx) {
         entered.push(topicOf(ctx));
-        return new Promise((resolve) => gates.set(topicOf(ctx), resolve as () => void));
+        return new Promise((resolve) => gates.set(topicOf(ctx), resolve));
       },
     },
   });
@@ -206,7 +206,7 @@ test("a concurrent filter takes them all at once, and what follows it gets them 
       concurrent: true,
       handle(ctx) {
         entered.push(topicOf(ctx));
-        return new Promise((resolve) => gates.set(topicOf(ctx), resolve as () => void));
+        return new Promise((resolve) => gates.set(topicOf(ctx), resolve));
       },
     },
     after: { handle: (ctx) => void delivered.push(`after ${topicOf(ctx)}`) },
@@ -280,7 +280,7 @@ test("close waits for the packets under way, then closes the filters, last first
   const closed: string[] = [];
   let go: () => void = () => {};
   const pipeline = build({
-    a: { handle: () => new Promise((resolve) => (go = resolve as () => void)), close: () => void closed.push("a") },
+    a: { handle: () => new Promise((resolve) => (go = resolve)), close: () => void closed.push("a") },
     b: { handle: () => {}, close: () => void closed.push("b") },
   });
   const under = run(pipeline, job("t"));
