@@ -61,11 +61,7 @@ export function createHttpServer(
   server.maxConnections = options.maxConnections;
   server.on("drop", () => refused.inc());
   // The reader of the body says "continue", or 413 before a byte of it was sent.
-  server.on("checkContinue", (req, res) => {
-    // Refused early, the caller may or may not send the body: what follows could not be told from a next request.
-    res.setHeader("Connection", "close");
-    handle(req, res);
-  });
+  server.on("checkContinue", handle);
   let stopping: Promise<void> | undefined;
   let bound: string | undefined;
 

@@ -123,8 +123,11 @@ test("a refused request exits with 1 and says why", async (t) => {
   const page = await listen(t, (_, response) => response.end("<html>"));
   const stranger = await runCommand(sessions, ["list", "mqttproxy", "--api", page]);
   assert.deepEqual([stranger.code, /is it a Sluice gateway/.test(stranger.stderr)], [1, true]);
-  const moved = await listen(t, (_, response) => response.writeHead(302, { location: api.url }).end());
-  assert.equal((await runCommand(sessions, ["list", "mqttproxy", "--api", moved])).code, 1);
+  const moved = await listen(t, (incoming, response) =>
+    response.writeHead(302, { location: `${api.url}${incoming.url}` }).end(),
+  );
+  const redirected = await runCommand(sessions, ["list", "mqttproxy", "--api", moved]);
+  assert.deepEqual([redirected.code, redirected.stderr], [1, `${moved} answered 302: Found\n`]);
 });
 
 test("a gateway that can't be reached is exit code 3", async () => {

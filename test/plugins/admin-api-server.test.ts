@@ -95,6 +95,17 @@ test("stop lets a request finish, closes idle connections and frees the port", a
   await api.service.stop?.();
 });
 
+test("a service that is stopped while it starts doesn't listen afterwards", async (t) => {
+  const testHost = createTestHost();
+  t.after(() => testHost.close());
+  const service = await adminApi.create(defaults, testHost.host);
+  const started = service.start?.();
+  await service.stop?.();
+  await started;
+  assert.equal(service.health?.().ok, false);
+  assert.deepEqual(testHost.logs, []);
+});
+
 test("a request that doesn't end is cut off when the stop has waited long enough", async (t) => {
   const expire = Promise.withResolvers<() => void>();
   const begun = Promise.withResolvers<void>();
@@ -159,7 +170,21 @@ test("a body over the limit is 413, whether declared, chunked or announced by Ex
   assert.equal(accepted.statusCode, 200);
   accepted.resume();
 
-  // Far more than the limit is not even thrown away.
+  // A body that was announced and then refused for another reason may follow or not: its connection ends.
+  const astray = await dial(t, api);
+  const nobody = path.replace("/mqttproxy/mqttproxy/", "/mqttproxy/nobody/");
+  astray.write(`POST ${nobody} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\nExpect: 100-continue\r\n\r\n`);
+  assert.match(await readAll(astray), /^HTTP\/1.1 404 /);
+
+  // An endless body is thrown away up to 8 MiB beyond the limit, and not a byte more.
+  const endless = await dial(t, api);
+  const length = 2048 + 8 * 1024 * 1024 + 1;
+  endless.write(`POST ${path} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n`);
+  endless.write(`${(length + 1).toString(16)}\r\n`);
+  endless.write(Buffer.alloc(length, "x"));
+  assert.match(await readAll(endless), /^HTTP\/1.1 413 /);
+
+  // Far more than the limit, declared, is not even thrown away.
   const huge = await dial(t, api);
   huge.write(`POST ${path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999\r\n\r\n{`);
   assert.match(await readAll(huge), /^HTTP\/1.1 413 /);
