@@ -8,6 +8,7 @@ import {
   topicNameProblem,
 } from "../../kernel/topics.ts";
 import type { TopicIndex } from "../../kernel/topics.ts";
+import { createRandom } from "../helpers/random.ts";
 
 const nul = "\u0000";
 /** 65,535 bytes of UTF-8, the most that MQTT can send. */
@@ -349,15 +350,6 @@ test("a topic name of tens of thousands of levels is matched at once", () => {
   assert.equal(found(index, topic), "A0 B0");
   assert.equal(found(index, "/".repeat(maxFilterLevels - 1)), "A0 B0 C0");
 });
-
-/** The same numbers each run: a test that fails must fail again. */
-function createRandom(seed: number): (below: number) => number {
-  let state = seed;
-  return (below) => {
-    state = (Math.imul(state, 1_664_525) + 1_013_904_223) >>> 0;
-    return Math.floor((state / 2 ** 32) * below);
-  };
-}
 
 test("A27, L32: an index through random changes agrees with matching each filter, and ends empty", () => {
   const random = createRandom(20_261_122);
