@@ -1,4 +1,5 @@
 /** A config on disk -> the spec that the gateway is built from, or every problem with it. Nothing is bound or started here. */
+import { stat } from "node:fs/promises";
 import { readCertificates } from "./certificates.ts";
 import { checkNames, checkPipeline, checkPorts, checkRules, type FilterEntry, type PipelineEntry } from "./checks.ts";
 import { readConfigFiles, type ConfigFiles } from "./config-files.ts";
@@ -47,6 +48,7 @@ export async function loadSpec(o: LoadOptions): Promise<LoadedSpec> {
   for (const entry of gateways.slice(1))
     found.problem(entry.where(["kind"]), "a config has one Gateway document at most: merge them");
   const gateway = toGatewaySpec(gateways[0]?.valid === true ? gateways[0].options : undefined, files.folder);
+  await checkFolders(gateways[0], gateway.plugins.dirs, found);
   const registry = await findPlugins({ folder: files.folder, dirs: gateway.plugins.dirs, bins: o.bins, compile });
   const entries = [...written, ...impliedEntries(registry, written, found)];
 
@@ -92,8 +94,33 @@ export async function loadSpec(o: LoadOptions): Promise<LoadedSpec> {
   return { spec, registry, problems, warnings };
 }
 
+/** The plugins that a config (where there is one) could use, whatever else may be wrong with it. */
+export async function findInstalled(o: LoadOptions): Promise<Registry> {
+  const files = await readConfigFiles(o);
+  const ignored = issues();
+  const compile = schemaCompiler();
+  const written = files.documents.flatMap((raw) => readDocument(raw, ignored) ?? []);
+  const gateway = validateKind("Gateway", written, compile, ignored).find((entry) => entry.valid);
+  const { plugins } = toGatewaySpec(gateway?.options, files.folder);
+  return findPlugins({ folder: files.folder, dirs: plugins.dirs, bins: o.bins, compile });
+}
+
 function readDocument(raw: RawDocument, found: Issues): Entry | undefined {
   return readEntry(raw, [], raw.value, undefined, found, (kind) => (kind === "Gateway" ? "gateway" : undefined));
+}
+
+async function checkFolders(gateway: Entry | undefined, dirs: readonly string[], found: Issues): Promise<void> {
+  for (const [index, dir] of dirs.entries()) {
+    const isFolder = await stat(dir).then(
+      (stats) => stats.isDirectory(),
+      () => false,
+    );
+    if (!isFolder)
+      found.problem(
+        gateway!.where(["plugins", "dirs", index]),
+        `there is no folder ${dir}: name one that holds plugins`,
+      );
+  }
 }
 
 function validateKind(kind: KernelKind, entries: readonly Entry[], compile: Compile, found: Issues): Checked<Entry>[] {

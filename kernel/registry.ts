@@ -12,7 +12,7 @@ import { didYouMean } from "./suggest.ts";
 export const apiVersion: string = "1.0.0";
 
 /** How long a plugin's module may take to import. */
-const importDeadlineMs = 10_000;
+const standardImportDeadlineMs = 10_000;
 
 const packetTypes: readonly PacketType[] = ["Connect", "Publish", "Subscribe", "Unsubscribe", "Disconnect"];
 
@@ -45,6 +45,8 @@ export async function findPlugins(o: {
   /** The running `sluice` bin, by its real path and by the path it was called by. */
   readonly bins: readonly string[];
   readonly compile?: Compile;
+  /** How long a plugin's module may take to import. */
+  readonly importDeadlineMs?: number;
 }): Promise<Registry> {
   const compile = o.compile ?? schemaCompiler();
   const places = await searchPlaces(o);
@@ -62,7 +64,7 @@ export async function findPlugins(o: {
     if ("problem" in checked) problems.push(checked.problem);
     else plugins.push(checked);
   }
-  return registryOf(plugins, problems, places);
+  return registryOf(plugins, problems, places, o.importDeadlineMs ?? standardImportDeadlineMs);
 }
 
 interface Plugin {
@@ -98,7 +100,12 @@ function check(manifest: Manifest, compile: Compile): Plugin | { problem: Packag
   return { manifest, validators };
 }
 
-function registryOf(plugins: readonly Plugin[], problems: PackageProblem[], places: readonly SearchPlace[]): Registry {
+function registryOf(
+  plugins: readonly Plugin[],
+  problems: PackageProblem[],
+  places: readonly SearchPlace[],
+  deadlineMs: number,
+): Registry {
   const providers = new Map<string, Plugin[]>();
   const commands = new Map<string, { package: string; entry: string }>();
   for (const plugin of plugins) {
@@ -182,7 +189,7 @@ function registryOf(plugins: readonly Plugin[], problems: PackageProblem[], plac
       const from = find(kind, others);
       let promise = loading.get(kind);
       if (promise === undefined) {
-        promise = importKind(kind, from).then((code) => {
+        promise = importKind(kind, from, deadlineMs).then((code) => {
           loaded.set(kind, code);
           return code;
         });
@@ -201,9 +208,9 @@ function registryOf(plugins: readonly Plugin[], problems: PackageProblem[], plac
 
 const isFilter = (code: FilterKind | ServiceKind): code is FilterKind => "packets" in code;
 
-async function importKind(kind: string, manifest: Manifest): Promise<FilterKind | ServiceKind> {
+async function importKind(kind: string, manifest: Manifest, deadlineMs: number): Promise<FilterKind | ServiceKind> {
   const { entry, family } = manifest.kinds.get(kind)!;
-  const module = await importWithin(entry, `${kind} of the package ${manifest.package}`);
+  const module = await importWithin(entry, `${kind} of the package ${manifest.package}`, deadlineMs);
   const code = defaultExport(module);
   const faults = family === "filter" ? filterFaults(kind, code) : serviceFaults(kind, code);
   if (faults.length > 0) {
@@ -216,7 +223,11 @@ async function importKind(kind: string, manifest: Manifest): Promise<FilterKind 
 }
 
 /** Imports a plugin's file under the start deadline; `what` names it in the errors. */
-export async function importWithin(entry: string, what: string): Promise<unknown> {
+export async function importWithin(
+  entry: string,
+  what: string,
+  deadlineMs = standardImportDeadlineMs,
+): Promise<unknown> {
   let timer: NodeJS.Timeout | undefined;
   const deadline = new Promise<never>((_, reject) => {
     timer = setTimeout(
@@ -224,10 +235,10 @@ export async function importWithin(entry: string, what: string): Promise<unknown
         reject(
           new SluiceError(
             "PLUGIN_START_TIMEOUT",
-            `${what} did not finish importing within ${importDeadlineMs / 1000} s: ${entry} waits for something at its top level`,
+            `${what} did not finish importing within ${deadlineMs / 1000} s: ${entry} waits for something at its top level`,
           ),
         ),
-      importDeadlineMs,
+      deadlineMs,
     );
   });
   try {
