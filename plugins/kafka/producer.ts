@@ -1,0 +1,260 @@
+/**
+ * Connects to Kafka, reconnects, replaces a kafkajs producer that has gone bad, and says in a {@link Failure} what became
+ * of a batch.
+ */
+import type { Health, Host } from "@sluice/kernel";
+import type { Admin, Message, Producer as KafkaProducer, RecordMetadata } from "kafkajs";
+import { createClient, createStickyPartitioner } from "./client.ts";
+import { acksOf, brokersOf, type Config } from "./config.ts";
+import { judgeError, type Failure, type Reason } from "./failure.ts";
+
+/** Milliseconds between attempts to connect: doubled from the first to the last, so that Kafka's return is soon seen. */
+const connectBackoff = { from: 50, to: 500 };
+/** Milliseconds of nothing but failures after which the producer is made anew, addresses looked up again. */
+const stuckAfterMs = 30_000;
+/** Milliseconds between two log lines about the same kind of trouble: an outage would write dozens a second. */
+const logEveryMs = 30_000;
+
+export interface Producer {
+  /**
+   * Resolves with nothing once every record is acknowledged as `acks` says; never rejects. One call per topic at a time,
+   * since kafkajs reorders concurrent ones without an error.
+   */
+  send(topic: string, records: Message[]): Promise<Failure | undefined>;
+  /** Creates the topic first where the options say so. Nothing = it can be written. */
+  probeTopic(topic: string): Promise<Failure | undefined>;
+  /** Later sends get a new producer id: needed when a batch that may have been sent is given up. */
+  renew(): void;
+  health(): Health;
+  close(): Promise<void>;
+}
+
+/** One kafkajs producer, its connections and its idempotent producer id. */
+interface Generation {
+  readonly producer: KafkaProducer;
+  sending: number;
+  retired: boolean;
+}
+
+export function createProducer(config: Config, host: Host): Producer {
+  const { log, clock } = host;
+  const acks = acksOf(config);
+  const idempotent = config.idempotent ?? acks === -1;
+  const brokers = brokersOf(config);
+  const labels = { filter: host.name };
+  const errors = host.metrics.counter("sluice_kafka_errors_total", "Failed sends and connects", ["filter", "reason"]);
+  const renewals = host.metrics
+    .counter("sluice_kafka_producer_renewals_total", "Producers replaced by a fresh one", ["filter"])
+    .with(labels);
+
+  const kafka = createClient(config, host);
+
+  let current: Generation | undefined;
+  let connecting: Promise<Generation | Failure> | undefined;
+  let connectFailures = 0;
+  let admin: Promise<Admin> | undefined;
+  const closing = new AbortController();
+  /** When the trouble began; undefined while all is well. */
+  let failingSince: number | undefined;
+  let renewedAt = clock.now();
+  let lastFailure: Failure | undefined;
+  let everConnected = false;
+  const loggedAt = new Map<Reason, number>();
+  const delays = new Set<() => void>();
+
+  function delay(ms: number): Promise<void> {
+    if (closing.signal.aborted) return Promise.resolve();
+    return new Promise((resolve) => {
+      const finish = () => {
+        timer.clear();
+        delays.delete(finish);
+        resolve();
+      };
+      const timer = clock.setTimeout(finish, ms);
+      delays.add(finish);
+    });
+  }
+
+  function report(failure: Failure, topic?: string): Failure {
+    errors.inc({ ...labels, reason: failure.reason });
+    const now = clock.now();
+    if (failure.reason === "unconnected" || failure.reason === "unavailable") {
+      failingSince ??= now;
+      lastFailure = failure;
+    }
+    if (now - (loggedAt.get(failure.reason) ?? -Infinity) >= logEveryMs) {
+      loggedAt.set(failure.reason, now);
+      const advice = { brokers, reason: failure.reason, ...(topic === undefined ? {} : { topic }) };
+      log.warn(advice, `Kafka: ${failure.message}; records wait and are sent again`);
+    }
+    return failure;
+  }
+
+  function recovered(): void {
+    if (failingSince === undefined) return;
+    const outageMs = clock.now() - failingSince;
+    failingSince = undefined;
+    lastFailure = undefined;
+    loggedAt.delete("unconnected");
+    loggedAt.delete("unavailable");
+    log.info({ brokers, outageMs }, "Kafka: working again");
+  }
+
+  /** One attempt, shared by all who want it, paced by the failures before it. */
+  function connect(): Promise<Generation | Failure> {
+    connecting ??= (async () => {
+      if (connectFailures > 0) {
+        const ms = Math.min(connectBackoff.from * 2 ** Math.min(connectFailures - 1, 10), connectBackoff.to);
+        await delay(ms * (0.75 + Math.random() / 2));
+      }
+      if (closing.signal.aborted) return { reason: "unconnected", message: "the filter is closed" } satisfies Failure;
+      const producer = kafka.producer({
+        idempotent,
+        allowAutoTopicCreation: config.createTopics === "broker",
+        createPartitioner: createStickyPartitioner,
+        // We retry ourselves. kafkajs wants at least one retry of an idempotent producer, but its retry would forget
+        // the records whose leader has moved to a broker that had answered already: against NaN it never begins one.
+        retry: { retries: idempotent ? Number.NaN : 0 },
+      });
+      try {
+        await producer.connect();
+      } catch (error) {
+        connectFailures++;
+        await disconnect(producer);
+        return report({ reason: "unconnected", message: `can't connect: ${judgeError(error).message}` });
+      }
+      connectFailures = 0;
+      const generation: Generation = { producer, sending: 0, retired: false };
+      if (closing.signal.aborted) {
+        await disconnect(producer);
+        return { reason: "unconnected", message: "the filter is closed" } satisfies Failure;
+      }
+      current = generation;
+      renewedAt = clock.now();
+      if (!everConnected) log.info({ brokers }, "Kafka: connected");
+      everConnected = true;
+      // A producer that connects can't always send, so only the first connection counts as recovery.
+      if (lastFailure?.reason === "unconnected") recovered();
+      return generation;
+    })().finally(() => {
+      connecting = undefined;
+    });
+    return connecting;
+  }
+
+  function renew(): void {
+    const old = current;
+    if (!old) return;
+    current = undefined;
+    old.retired = true;
+    renewals.inc();
+    if (old.sending === 0) void disconnect(old.producer);
+  }
+
+  async function send(topic: string, records: Message[]): Promise<Failure | undefined> {
+    const generation = current ?? (await connect());
+    if (!("producer" in generation)) return generation;
+    generation.sending++;
+    try {
+      const answers = await generation.producer.send({
+        topic,
+        messages: records,
+        acks,
+        timeout: config.requestTimeoutMs,
+      });
+      if (acks !== 0) refuseGaps(records, answers);
+      recovered();
+      return undefined;
+    } catch (error) {
+      const failure = report(judgeError(error), topic);
+      if (generation === current && wantsRenewal(failure)) renew();
+      return failure;
+    } finally {
+      generation.sending--;
+      if (generation.retired && generation.sending === 0) void disconnect(generation.producer);
+    }
+  }
+
+  /**
+   * A topic that was deleted (or forbidden) after it was used stays in kafkajs' list of topics and fails every later
+   * look at the metadata, so that no other topic can be written either: only a new producer is rid of it.
+   */
+  function wantsRenewal({ reason }: Failure): boolean {
+    if (reason === "unknownTopic" || reason === "unauthorized" || reason === "sequence") return true;
+    if (reason !== "unavailable" || failingSince === undefined) return false;
+    const now = clock.now();
+    return now - failingSince > stuckAfterMs && now - renewedAt > stuckAfterMs;
+  }
+
+  async function probeTopic(topic: string): Promise<Failure | undefined> {
+    try {
+      admin ??= (async () => {
+        const made = kafka.admin();
+        await made.connect();
+        return made;
+      })();
+      const connected = await admin;
+      if (config.createTopics === "create") {
+        const { partitions, replicationFactor } = config.newTopic;
+        // Resolves with false for one that exists.
+        const created = await connected.createTopics({
+          topics: [{ topic, numPartitions: partitions, replicationFactor }],
+        });
+        if (created) log.info({ topic }, "Kafka: topic created");
+      }
+      await connected.fetchTopicMetadata({ topics: [topic] });
+      return undefined;
+    } catch (error) {
+      const failure = judgeError(error);
+      // About the topic, or a connection that is no longer good (kafkajs then fails with a TypeError of its own).
+      if (failure.reason === "unavailable" || failure.reason === "invalidRecord") {
+        const broken = admin;
+        admin = undefined;
+        void broken?.then(disconnect).catch(() => undefined);
+        return report({ reason: "unavailable", message: `can't look for topic ${topic}: ${failure.message}` }, topic);
+      }
+      return report(failure, topic);
+    }
+  }
+
+  // So that health and log tell at once whether Kafka is there; ends with the first connection or close().
+  async function keepTrying(): Promise<void> {
+    while (!closing.signal.aborted && !everConnected) await connect();
+  }
+  void keepTrying();
+
+  return {
+    send,
+    probeTopic,
+    renew,
+    health() {
+      if (lastFailure) {
+        const seconds = Math.round((clock.now() - (failingSince ?? clock.now())) / 1000);
+        return { ok: false, detail: `Kafka at ${brokers.join(", ")}: ${lastFailure.message} (for ${seconds} s)` };
+      }
+      const detail = `Kafka at ${brokers.join(", ")}: ${everConnected ? "connected" : "connecting"}`;
+      return { ok: everConnected, detail };
+    },
+    async close() {
+      closing.abort();
+      for (const finish of delays) finish();
+      const last = current;
+      current = undefined;
+      await connecting;
+      const openAdmin = await admin?.catch(() => undefined);
+      await Promise.all([last && disconnect(last.producer), openAdmin && disconnect(openAdmin)]);
+    },
+  };
+}
+
+/** It can only fail on what is already gone. */
+async function disconnect(client: KafkaProducer | Admin): Promise<void> {
+  await client.disconnect().catch(() => undefined);
+}
+
+/** Nothing is taken as acknowledged that no broker has answered for. */
+function refuseGaps(records: Message[], answers: RecordMetadata[]): void {
+  const answered = new Set(answers.map(({ partition }) => partition));
+  const missing = records.find(({ partition }) => partition === undefined || !answered.has(partition));
+  if (missing) throw new Error(`no answer for partition ${missing.partition}`);
+}
