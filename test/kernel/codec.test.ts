@@ -79,6 +79,13 @@ describe("packets of mqtt-packet's own generator are decoded", () => {
     assert.deepEqual(decode(bytes), [{ ...expected, username: undefined, password: undefined, will: undefined }]);
   });
 
+  test("CONNECT with a user name, but no password", () => {
+    const [decoded] = decode(generate({ cmd: "connect", clientId: "c", username: "user" }));
+    assert.ok(decoded?.cmd === "connect");
+    assert.equal(decoded.username, "user");
+    assert.equal(decoded.password, undefined);
+  });
+
   test("CONNECT with fields that are there but empty", () => {
     const [decoded] = decode(connect(0xc6, [field("c"), field("w"), field(""), field(""), field("")]));
     assert.ok(decoded?.cmd === "connect");
