@@ -1,7 +1,7 @@
-/** What a pipeline would make of a topic, worked out from its config alone, with no system outside. */
+/** What a pipeline would make of a topic, worked out from its loaded config (defaults applied) alone. */
 import type { ConfigDocument } from "@sluice/kernel";
 import { createMapper, describeUnmapped, isEmpty } from "./mapper.ts";
-import type { Config } from "./mapper.ts";
+import type { Config, Mapped } from "./mapper.ts";
 
 /** A record that a sink would write; what only a real packet knows is in angle brackets. */
 export interface PlannedRecord {
@@ -15,8 +15,9 @@ export interface PlannedRecord {
 export interface DryRun {
   readonly pipeline: string;
   readonly records: readonly PlannedRecord[];
-  /** What the mappers said, where they did not map. */
+  /** Why there is no mapping, or no record. */
   readonly notes: readonly string[];
+  /** True where a mapping was found and reaches every sink. */
   readonly mapped: boolean;
 }
 
@@ -57,49 +58,59 @@ export function dryRun(document: ConfigDocument, mqttTopic: string): DryRun {
   const data = new Map<string, unknown>();
   const records: PlannedRecord[] = [];
   const notes: string[] = [];
-  let mapped = false;
-  let pastMapper = false;
-  let last: PlannedRecord | undefined;
+  let mapping: Mapped | undefined;
+  let mappers = 0;
+  let sinks = 0;
+
+  /** Returns the filter's result; undefined for a fault. */
+  function runMapper(filter: FilterDocument): string | undefined {
+    mappers++;
+    const config = filter as unknown as Config & FilterDocument;
+    if (isEmpty(config)) {
+      notes.push(`${filter.name}: maps nothing, since it has no route`);
+      return "";
+    }
+    const found = createMapper(config, () => {}).map(mqttTopic);
+    if (found.topic !== undefined) mapping = found;
+    else notes.push(`${filter.name}: ${describeUnmapped(found)} (${consequences[config.onUnmatched]})`);
+    if (found.topic === undefined && config.onUnmatched === "fault") return undefined;
+    if (found.topic === undefined && config.onUnmatched === "discard") return "MQTTTopicMapFailed";
+    if (config.setKV?.topic !== undefined) data.set(config.setKV.topic, found.topic);
+    if (config.setKV?.headers !== undefined)
+      data.set(config.setKV.headers, found.topic === undefined ? {} : found.headers);
+    return "";
+  }
+
+  function runSink(filter: FilterDocument): void {
+    sinks++;
+    const planned = planRecord(filter, mqttTopic, data);
+    if (typeof planned === "string") notes.push(planned);
+    else records.push(planned);
+  }
 
   let position = 0;
   while (position < flow.length) {
-    const entry = flow[position];
-    const filter = entry && filters.get(entry.filter);
-    // A missing filter is END: the config has been checked.
-    if (!entry || !filter) break;
-    let result = "";
-    if (filter.kind === mapperKind) {
-      pastMapper = true;
-      const config = mapperConfig(filter);
-      const found = isEmpty(config) ? undefined : createMapper(config, () => {}).map(mqttTopic);
-      if (found === undefined) {
-        notes.push(`${filter.name}: maps nothing, since it has no route`);
-      } else if (found.topic === undefined) {
-        notes.push(`${filter.name}: ${describeUnmapped(found)} (${consequences[config.onUnmatched]})`);
-        if (config.onUnmatched === "fault") break;
-        if (config.onUnmatched === "discard") result = "MQTTTopicMapFailed";
-      } else {
-        mapped = true;
-        if (config.setKV?.topic !== undefined) data.set(config.setKV.topic, found.topic);
-        if (config.setKV?.headers !== undefined) data.set(config.setKV.headers, found.headers);
-        last = { filter: undefined, topic: found.topic, key: "<client id>", headers: found.headers };
-      }
-    } else if (pastMapper && isSink(filter)) {
-      records.push(planRecord(filter, mqttTopic, data));
-    }
-    const target = entry.jumpIf?.[result];
-    if (target !== undefined) {
-      const next = flow.findIndex((each, index) => index > position && (each.alias ?? each.filter) === target);
-      if (next < 0) break;
-      position = next;
-    } else if (result === "") {
-      position++;
-    } else {
-      break;
-    }
+    const filter = filters.get(flow[position]?.filter ?? "");
+    // END, since the config has been checked for filters that don't exist.
+    if (!filter) break;
+    let result: string | undefined = "";
+    if (filter.kind === mapperKind) result = runMapper(filter);
+    else if (mappers > 0 && isSink(filter)) runSink(filter);
+    position = next(flow, position, result);
   }
-  if (records.length === 0 && last) records.push(last);
-  return { pipeline: document.name, records, notes, mapped };
+  if (sinks === 0 && mapping) {
+    records.push({ filter: undefined, topic: mapping.topic, key: null, headers: mapping.headers });
+  }
+  return { pipeline: document.name, records, notes, mapped: mapping !== undefined && records.length >= sinks };
+}
+
+/** Where the flow goes on; its length for the end. */
+function next(flow: readonly FlowEntry[], position: number, result: string | undefined): number {
+  if (result === undefined) return flow.length;
+  const target = flow[position]?.jumpIf?.[result];
+  if (target === undefined) return result === "" ? position + 1 : flow.length;
+  const found = flow.findIndex((each, index) => index > position && (each.alias ?? each.filter) === target);
+  return found < 0 ? flow.length : found;
 }
 
 const consequences: Readonly<Record<Config["onUnmatched"], string>> = {
@@ -108,14 +119,25 @@ const consequences: Readonly<Record<Config["onUnmatched"], string>> = {
   fault: "onUnmatched: fault: not acknowledged",
 };
 
-function planRecord(filter: FilterDocument, mqttTopic: string, data: ReadonlyMap<string, unknown>): PlannedRecord {
+/** A text is why the sink finds nothing to write. */
+function planRecord(
+  filter: FilterDocument,
+  mqttTopic: string,
+  data: ReadonlyMap<string, unknown>,
+): PlannedRecord | string {
   const { topic, mqtt, key } = filter as SinkOptions;
-  const fromData = mqtt?.topicKey === undefined ? undefined : data.get(mqtt.topicKey);
+  for (const option of ["topicKey", "headerKey"] as const) {
+    const name = mqtt?.[option];
+    if (name !== undefined && !data.has(name)) {
+      return `${filter.name}: no mapper stores anything under ${JSON.stringify(name)} (mqtt.${option})`;
+    }
+  }
+  const mappedTopic = mqtt?.topicKey === undefined ? undefined : data.get(mqtt.topicKey);
   const mappedHeaders = mqtt?.headerKey === undefined ? undefined : data.get(mqtt.headerKey);
   return {
     filter: filter.name,
-    topic: typeof fromData === "string" ? fromData : (topic?.default ?? "<no topic: the sink has no topic.default>"),
-    key: plannedKey(key, mqttTopic),
+    topic: typeof mappedTopic === "string" ? mappedTopic : (topic?.default ?? "<no topic: topic.default is not set>"),
+    key: plannedKey(key ?? "clientId", mqttTopic),
     headers: {
       clientID: "<client id>",
       username: "<user name>",
@@ -126,22 +148,10 @@ function planRecord(filter: FilterDocument, mqttTopic: string, data: ReadonlyMap
 }
 
 function plannedKey(key: unknown, mqttTopic: string): string | null {
-  switch (key) {
-    case undefined:
-    case "clientId":
-    case "clientID":
-      return "<client id>";
-    case "username":
-      return "<user name>";
-    case "mqttTopic":
-    case "topic":
-      return mqttTopic;
-    case null:
-    case "none":
-      return null;
-    default:
-      return typeof key === "string" ? key : JSON.stringify(key);
-  }
+  if (key === "clientId") return "<client id>";
+  if (key === "username") return "<user name>";
+  if (key === "topic") return mqttTopic;
+  return key === "none" ? null : `<key: ${JSON.stringify(key)}>`;
 }
 
 function isSink(filter: FilterDocument): boolean {
@@ -160,9 +170,4 @@ function flowOf(document: ConfigDocument): readonly FlowEntry[] {
   const flow = document["flow"] as readonly FlowEntry[] | undefined;
   if (flow && flow.length > 0) return flow;
   return [...filtersOf(document).keys()].map((filter) => ({ filter }));
-}
-
-/** The loaded config has the schema's defaults applied already. */
-function mapperConfig(filter: FilterDocument): Config {
-  return filter as unknown as Config;
 }

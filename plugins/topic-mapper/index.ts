@@ -9,6 +9,8 @@ const failed = "MQTTTopicMapFailed";
 /** An unmapped message is logged at most this often; the counter has them all. */
 const warnEveryMs = 60_000;
 
+const noHeaders: Readonly<Record<string, string>> = Object.freeze({});
+
 const kind: FilterKind<Config> = {
   kind: "TopicMapper",
   // Works on Publish; others pass, so that one pipeline can serve several packet types.
@@ -66,7 +68,12 @@ function createFilter(config: Config, host: Host): Filter {
         return undefined;
       }
       unmatched.inc();
-      if (config.onUnmatched === "default") return undefined;
+      if (config.onUnmatched === "default") {
+        // Left empty on purpose, which a sink tells from a name that nobody filled.
+        if (topicKey !== undefined) ctx.data.set(topicKey, undefined);
+        if (headersKey !== undefined) ctx.data.set(headersKey, noHeaders);
+        return undefined;
+      }
       warn(() => describeUnmapped(found));
       if (config.onUnmatched === "discard") return failed;
       throw new Error(`${host.name}: ${describeUnmapped(found)}`);

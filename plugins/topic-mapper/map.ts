@@ -12,7 +12,8 @@ without Kafka and without a running gateway. Every pipeline with a TopicMapper i
   -p, --pipeline NAME       only this pipeline
       --json                machine-readable output
 
-Exit codes: 0 a mapper maps the topic, 1 none does, 2 the arguments or the config don't allow an answer.
+Exit codes: 0 the topic is mapped (by one of the pipelines, where there are several), 1 it is not, or the
+config has problems, 2 wrong arguments, or no TopicMapper in the config.
 
 Example: sluice map -c config/sluice.yaml gateway/gate123/iphone/log
 `;
@@ -78,7 +79,7 @@ function refuse(io: CommandIo, message: string): number {
 function table(runs: readonly DryRun[]): string {
   const blocks = runs.map((run) => {
     const rows: [string, string][] = [["pipeline", run.pipeline]];
-    for (const note of run.notes) rows.push(["unmapped", note]);
+    for (const note of run.notes) rows.push(["note", note]);
     for (const record of run.records) {
       rows.push(["filter", record.filter ?? "(no sink behind the mapper)"]);
       rows.push(["topic", record.topic]);

@@ -1,6 +1,6 @@
 /** Runs a plugin's command in this process, as the command line does. */
 import { Readable, Writable } from "node:stream";
-import type { Command } from "../../kernel/plugin.ts";
+import type { Command, ConfigDocument } from "../../kernel/plugin.ts";
 
 export interface CommandRun {
   readonly code: number;
@@ -11,9 +11,15 @@ export interface CommandRun {
 export async function runCommand(
   command: Command,
   args: readonly string[],
-  options: { env?: NodeJS.ProcessEnv; stdin?: Buffer | string | NodeJS.ReadableStream; signal?: AbortSignal } = {},
+  options: {
+    env?: NodeJS.ProcessEnv;
+    stdin?: Buffer | string | NodeJS.ReadableStream;
+    signal?: AbortSignal;
+    /** What `loadConfig` finds. */
+    documents?: readonly ConfigDocument[];
+  } = {},
 ): Promise<CommandRun> {
-  const { stdin = "" } = options;
+  const { stdin = "", documents } = options;
   let stdout = "";
   let stderr = "";
   const code = await command.run(args, {
@@ -33,7 +39,10 @@ export async function runCommand(
     env: options.env ?? {},
     colors: false,
     signal: options.signal ?? new AbortController().signal,
-    loadConfig: () => Promise.reject(new Error("no config here")),
+    loadConfig(from = "sluice.yaml") {
+      if (!documents) return Promise.reject(new Error("no config here"));
+      return Promise.resolve({ path: from, folder: ".", documents });
+    },
   });
   return { code, stdout, stderr };
 }

@@ -1,20 +1,21 @@
 import assert from "node:assert/strict";
+import { spawn } from "node:child_process";
 import { hash } from "node:crypto";
+import { once } from "node:events";
 import { PassThrough } from "node:stream";
+import { text } from "node:stream/consumers";
 import { describe, test } from "node:test";
+import { setImmediate } from "node:timers/promises";
+import { fileURLToPath } from "node:url";
 import { parse } from "yaml";
 import command from "../../plugins/auth/hash.ts";
 import kind from "../../plugins/auth/mqtt-client-auth.ts";
-import { createTestIo } from "../helpers/command-io.ts";
+import { runCommand } from "../helpers/command.ts";
 import { createConnectContext } from "../helpers/context.ts";
 import { createFilterMaker } from "../helpers/filter.ts";
 import { createTestHost } from "../helpers/host.ts";
 
-async function run(args: readonly string[], input: string | Buffer) {
-  const { io, stdout, stderr } = createTestIo({ input });
-  const code = await command.run(args, io);
-  return { code, stdout: stdout(), stderr: stderr() };
-}
+const run = (args: readonly string[], stdin: string | Buffer) => runCommand(command, args, { stdin });
 
 const pageHash = "1bc1a361f17092bc7af4b2f82bf9194ea9ee2ca49eb2e53e39f555bc1eeaed74";
 
@@ -90,12 +91,54 @@ describe("sluice hash", () => {
 
   test("an interrupt while it waits for the password ends it with 130", async () => {
     const interrupt = new AbortController();
-    const { io, stdout } = createTestIo({ signal: interrupt.signal });
     // An input that never ends, as a pipe left open is.
-    const running = command.run(["ann"], { ...io, stdin: new PassThrough() });
+    const running = runCommand(command, ["ann"], { stdin: new PassThrough(), signal: interrupt.signal });
     interrupt.abort();
-    assert.equal(await running, 130);
-    assert.equal(stdout(), "");
+    const { code, stdout } = await running;
+    assert.deepEqual([code, stdout], [130, ""]);
+  });
+
+  describe("on a terminal", () => {
+    /** Types each answer once it has been asked for. */
+    async function type(answers: readonly string[]) {
+      const terminal = Object.assign(new PassThrough(), { isTTY: true });
+      const running = runCommand(command, ["--salt", "salt", "test"], { stdin: terminal });
+      for (const answer of answers) {
+        terminal.write(answer);
+        // The reader of the first line is gone before the next one listens: let it.
+        await setImmediate();
+      }
+      return running;
+    }
+
+    test("asks twice and shows nothing of the password", async () => {
+      const { code, stdout, stderr } = await type(["test\r", "test\r"]);
+      assert.equal(code, 0);
+      assert.deepEqual(parse(stdout), [{ username: "test", saltedSha256Pass: pageHash }]);
+      assert.equal(stderr, "Password: \nAgain: \n");
+    });
+
+    test("refuses two that differ", async () => {
+      const { code, stdout, stderr } = await type(["test\r", "tset\r"]);
+      assert.deepEqual([code, stdout], [2, ""]);
+      assert.match(stderr, /differ/);
+    });
+
+    test("ends with 130 at Ctrl-C", async () => {
+      const { code, stdout } = await type(["te\u0003"]);
+      assert.deepEqual([code, stdout], [130, ""]);
+    });
+  });
+
+  test("through the sluice bin", async () => {
+    const bin = fileURLToPath(new URL("../../kernel/cli.ts", import.meta.url));
+    const child = spawn(process.execPath, [bin, "hash", "--salt", "salt", "test"], {
+      stdio: ["pipe", "pipe", "inherit"],
+    });
+    child.stdin.end("test\n");
+    const [stdout, [code]] = await Promise.all([text(child.stdout), once(child, "exit")]);
+    assert.equal(code, 0);
+    assert.deepEqual(parse(stdout), [{ username: "test", saltedSha256Pass: pageHash }]);
   });
 
   test("help names the options and the exit codes", () => {

@@ -300,13 +300,19 @@ describe("what becomes of a message", () => {
     assert.deepEqual(counts, [1, 3]);
   });
 
-  test("onUnmatched: default goes on with nothing set, so that the sink's default applies", async (t) => {
+  test("onUnmatched: default goes on with an empty mapping, so that the sink's default applies", async (t) => {
     const { host, logs, metricValue, close } = createTestHost();
     t.after(close);
     const filter = await maker.build({ ...pageOptions(), onUnmatched: "default" }, host);
     const ctx = createPublishContext({ topic: "elsewhere" });
     assert.equal(await filter.handle(ctx), undefined);
-    assert.equal(ctx.data.size, 0);
+    assert.deepEqual(
+      [...ctx.data],
+      [
+        ["kafka-topic", undefined],
+        ["kafka-headers", {}],
+      ],
+    );
     assert.deepEqual(logs, []);
     assert.equal(await metricValue("sluice_topic_mapper_messages_total", { outcome: "unmatched" }), 1);
   });
