@@ -1,7 +1,8 @@
 /** What no schema can say: whether the documents of a config fit each other. */
 import type { Entry, Issues } from "./entry.ts";
 import { isMap } from "./entry.ts";
-import type { FilterKind } from "./plugin.ts";
+import type { FilterKind, PacketType } from "./plugin.ts";
+import { packetTypes } from "./registry.ts";
 import type { Path } from "./schema.ts";
 import { didYouMean } from "./suggest.ts";
 
@@ -175,7 +176,7 @@ export function checkRules(proxy: Entry, pipelines: readonly PipelineEntry[], fo
     if (pipeline === undefined) {
       const hint = didYouMean(name, [...byName.keys()]) || ": write a Pipeline document of that name";
       found.problem(proxy.where(["rules", index, "pipeline"]), `no Pipeline is named "${name}"${hint}`);
-    } else if (typeof packetType === "string") {
+    } else if (isPacketType(packetType)) {
       checkPackets(proxy, index, packetType, pipeline, found);
     }
   }
@@ -184,13 +185,21 @@ export function checkRules(proxy: Entry, pipelines: readonly PipelineEntry[], fo
   }
 }
 
-function checkPackets(proxy: Entry, rule: number, packetType: string, pipeline: PipelineEntry, found: Issues): void {
+const isPacketType = (value: unknown): value is PacketType => (packetTypes as readonly unknown[]).includes(value);
+
+function checkPackets(
+  proxy: Entry,
+  rule: number,
+  packetType: PacketType,
+  pipeline: PipelineEntry,
+  found: Issues,
+): void {
   const steps = flowOf(pipeline);
   const used = steps.length === 0 ? undefined : new Set(steps.map((step) => step.filter));
   for (const filter of pipeline.filters) {
     if (used?.has(filter.name) === false || filter.code === undefined) continue;
     const { packets } = filter.code;
-    if ((packets as readonly string[]).includes(packetType)) continue;
+    if (packets.includes(packetType)) continue;
     found.problem(
       proxy.where(["rules", rule, "pipeline"]),
       `pipeline "${pipeline.name}" can't be used for ${packetType} packets: its filter "${filter.name}" (${filter.kind}) handles ${packets.join(", ")} only`,

@@ -229,7 +229,10 @@ interface Parts {
 
 /** Whether the documents fit each other. Returns the certificates of each proxy. */
 function check({ files, proxies, pipelines, entries, found }: Parts) {
-  checkNames(entries, found);
+  checkNames(
+    entries.filter((entry) => entry.kind !== "Gateway"),
+    found,
+  );
   for (const pipeline of pipelines) checkPipeline(pipeline, found);
   for (const proxy of proxies) {
     checkRules(proxy, pipelines, found);

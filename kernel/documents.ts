@@ -8,6 +8,7 @@ import {
   LineCounter,
   parseAllDocuments,
   visit,
+  type Alias,
   type Document,
   type ParsedNode,
   type YAMLError,
@@ -96,7 +97,10 @@ export function parseDocuments(text: string, o: ParseOptions, within?: string): 
       try {
         value = root.toJS(yaml, { maxAliasCount });
       } catch (failure) {
-        problems.push(invalid(position(root.range[0]), `the YAML is not valid: ${(failure as Error).message}`));
+        const alias = danglingAlias(root, yaml);
+        const message =
+          alias === undefined ? (failure as Error).message : `no anchor &${alias.source} comes before this`;
+        problems.push(invalid(position((alias ?? root).range[0]), `the YAML is not valid: ${message}`));
         continue;
       }
       documents.push({
@@ -121,6 +125,18 @@ function roots(yaml: Document.Parsed, within: string | undefined): (ParsedNode |
   const part = isMap(yaml.contents) ? (yaml.contents.get(within, true) as ParsedNode | undefined) : undefined;
   if (part === undefined) return [];
   return isSeq(part) ? part.items : [part];
+}
+
+function danglingAlias(root: ParsedNode, yaml: Document.Parsed): Alias.Parsed | undefined {
+  let found: Alias.Parsed | undefined;
+  visit(root, {
+    Alias(_, node) {
+      if (node.resolve(yaml) !== undefined) return undefined;
+      found = node as Alias.Parsed;
+      return visit.BREAK;
+    },
+  });
+  return found;
 }
 
 /** Replaces in the nodes themselves, so that text which came from outside is never parsed as YAML. */
@@ -166,7 +182,11 @@ function enter(
   }
   if (!isMap(node)) return undefined;
   const wanted = String(step);
-  const nameOf = (key: unknown) => (isScalar(key) ? String(key.value) : "");
+  const nameOf = (key: unknown) => {
+    if (!isScalar(key)) return "";
+    // The merge key's value is a symbol.
+    return typeof key.value === "symbol" ? (key.source ?? "") : String(key.value);
+  };
   const pair =
     node.items.find(({ key }) => nameOf(key) === wanted) ??
     node.items.find(({ key }) => nameOf(key).toLowerCase() === wanted.toLowerCase());

@@ -14,7 +14,7 @@ export const apiVersion: string = "1.0.0";
 /** How long a plugin's module may take to import. */
 const standardImportDeadlineMs = 10_000;
 
-const packetTypes: readonly PacketType[] = ["Connect", "Publish", "Subscribe", "Unsubscribe", "Disconnect"];
+export const packetTypes: readonly PacketType[] = ["Connect", "Publish", "Subscribe", "Unsubscribe", "Disconnect"];
 
 export interface Registry {
   /** Every kind found in installed plugins, with `results` and `packets` once loaded; not the kernel's own. */

@@ -144,11 +144,10 @@ function toFault(error: ErrorObject): Fault | undefined {
     case "maxItems":
     case "maxProperties":
       return { path, message: `must have at most ${params["limit"]} entries` };
-    case "uniqueItems":
-      return {
-        path: [...path, Number(params["i"])],
-        message: `says the same as entry ${Number(params["j"])}: remove one`,
-      };
+    case "uniqueItems": {
+      const [first = 0, second = 0] = [Number(params["i"]), Number(params["j"])].sort((a, b) => a - b);
+      return { path: [...path, second], message: `says the same as entry ${first}: remove one` };
+    }
     case "pattern":
       return { path, message: `must match ${params["pattern"]}; ${got} does not` };
     case "propertyNames":

@@ -7,7 +7,8 @@ export function suggest(word: string, candidates: readonly string[]): string | u
   const lower = word.toLowerCase();
   const byLower = new Map(candidates.map((candidate) => [candidate.toLowerCase(), candidate]));
   const near = closest(lower, [...byLower.keys()]);
-  const allowed = Math.max(1, Math.floor(Math.max(lower.length, near.length) / 3));
+  // Two letters swapped are a distance of two.
+  const allowed = lower.length < 4 ? 1 : Math.max(2, Math.floor(lower.length / 3));
   return distance(lower, near) <= allowed ? byLower.get(near) : undefined;
 }
 
