@@ -6,6 +6,8 @@
  * so that a match never misses what was subscribed before it.
  */
 
+import { createMatchCache } from "./match-cache.ts";
+
 /** A topic filter may have this many levels: the trie's depth, and the recursion of a match, are bounded by it. */
 export const maxFilterLevels = 128;
 
@@ -132,7 +134,7 @@ interface Node<K, V> {
  */
 export function createTopicIndex<K, V>(options: { prefer: (a: V, b: V) => V; cacheSize: number }): TopicIndex<K, V> {
   const { prefer } = options;
-  const cache = createMatchCache<K, V>(options.cacheSize);
+  const cache = createMatchCache<readonly Subscriber<K, V>[]>(options.cacheSize);
   const nobody: readonly Subscriber<K, V>[] = Object.freeze([]);
   const exact = new Map<string, Slot<K, V>>();
   const root: Node<K, V> = createNode("");
@@ -339,56 +341,4 @@ function merge<K, V>(slots: readonly Slot<K, V>[], prefer: (a: V, b: V) => V): S
     else add(slot);
   }
   return result;
-}
-
-interface MatchCache<K, V> {
-  get(topic: string): readonly Subscriber<K, V>[] | undefined;
-  set(topic: string, result: readonly Subscriber<K, V>[]): void;
-  delete(topic: string): void;
-  clear(): void;
-}
-
-/** The cache may weigh this many 8-byte words an entry on average, so that long topics or results can't fill the memory. */
-const cacheWordsPerEntry = 32;
-
-/**
- * Two generations: a full young one becomes the old one and the old one is forgotten, save what was asked for meanwhile.
- * Nearly as good as forgetting the least recently used, without a list to keep.
- */
-function createMatchCache<K, V>(entries: number): MatchCache<K, V> {
-  const half = Math.ceil(entries / 2);
-  let young = new Map<string, readonly Subscriber<K, V>[]>();
-  let old = new Map<string, readonly Subscriber<K, V>[]>();
-  let words = 0;
-
-  function set(topic: string, result: readonly Subscriber<K, V>[]): void {
-    if (half === 0) return;
-    if (young.size >= half || words >= half * cacheWordsPerEntry) {
-      old = young;
-      young = new Map();
-      words = 0;
-    }
-    words += result.length + (topic.length >> 3);
-    young.set(topic, result);
-  }
-
-  return {
-    get(topic) {
-      const result = young.get(topic);
-      if (result !== undefined) return result;
-      const before = old.get(topic);
-      if (before !== undefined) set(topic, before);
-      return before;
-    },
-    set,
-    delete(topic) {
-      young.delete(topic);
-      old.delete(topic);
-    },
-    clear() {
-      if (young.size > 0) young = new Map();
-      if (old.size > 0) old = new Map();
-      words = 0;
-    },
-  };
 }

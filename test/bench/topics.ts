@@ -13,7 +13,8 @@ function filterOf(i: number): string {
   return `fleet/${i % 50}/news`;
 }
 
-const filters = Array.from({ length: subscriptions }, (_, i) => filterOf(i));
+// In one piece, as strings that come from a connection are.
+const filters = Array.from({ length: subscriptions }, (_, i) => Buffer.from(filterOf(i)).toString());
 const keys = filters.map((_, i) => ({ id: i }));
 const topics = Array.from({ length: 50_000 }, (_, n) => {
   const i = (n * 7919) % subscriptions;
