@@ -13,7 +13,7 @@ const cacheWordsPerEntry = 32;
  * Two generations: a full young one becomes the old one and the old one is forgotten, save what was asked for meanwhile.
  * Nearly as good as forgetting the least recently used, without a list to keep.
  */
-function createMatchCache<R>(entries: number): MatchCache<R> {
+export function createMatchCache<R extends { readonly length: number }>(entries: number): MatchCache<R> {
   const half = Math.ceil(entries / 2);
   let young = new Map<string, R>();
   let old = new Map<string, R>();
