@@ -10,8 +10,8 @@ import { type Gateway, startGateway } from "../../kernel/gateway.ts";
 export interface TestGateway {
   readonly gateway: Gateway;
   /** Of the proxy's listener: `mqtt://127.0.0.1:port`. */
-  url(proxy?: string): string;
-  port(proxy?: string): number;
+  readonly url: (proxy?: string) => string;
+  readonly port: (proxy?: string) => number;
   /** The AdminAPI's address: `http://127.0.0.1:port`. */
   readonly api: string;
   /** The folder of its config, where FileMQTT's `dir` is. */
@@ -19,9 +19,9 @@ export interface TestGateway {
   /** Every log line so far. */
   readonly logs: readonly Record<string, unknown>[];
   /** A metric's value summed over the series that have these labels. */
-  metric(name: string, labels?: Record<string, string>): Promise<number>;
+  readonly metric: (name: string, labels?: Record<string, string>) => Promise<number>;
   /** Also removes the folder. */
-  stop(): Promise<void>;
+  readonly stop: () => Promise<void>;
 }
 
 const bin = fileURLToPath(new URL("../../kernel/cli.ts", import.meta.url));
