@@ -97,31 +97,25 @@ async function readAll(io: CommandIo): Promise<Buffer | undefined> {
   return all.subarray(0, all.at(-2) === 0x0d ? -2 : -1);
 }
 
-/** A text is what is wrong; undefined means interrupted. */
+/** Two lines from the terminal, which shows nothing of them. A text is what is wrong; undefined means interrupted. */
 async function askTwice(io: CommandIo): Promise<Buffer | string | undefined> {
-  const first = await ask(io, "Password: ");
-  if (first === undefined) return undefined;
-  const second = await ask(io, "Again: ");
-  if (second === undefined) return undefined;
-  return first === second ? Buffer.from(first) : "the two passwords differ";
-}
-
-/** One line from the terminal, which shows nothing of it. */
-function ask(io: CommandIo, prompt: string): Promise<string | undefined> {
-  io.stderr.write(prompt);
   const silent = new Writable({ write: (_chunk, _encoding, done) => done() });
-  const lines = createInterface({ input: io.stdin, output: silent, terminal: true, signal: io.signal });
-  return new Promise((resolve) => {
-    let answer: string | undefined;
-    lines.once("line", (line) => {
-      answer = line;
-      lines.close();
-    });
-    // Raw mode hands Ctrl-C to us.
-    lines.once("SIGINT", () => lines.close());
-    lines.once("close", () => {
+  const terminal = createInterface({ input: io.stdin, output: silent, terminal: true, signal: io.signal });
+  const lines = terminal[Symbol.asyncIterator]();
+  // Raw mode hands Ctrl-C to us.
+  terminal.once("SIGINT", () => terminal.close());
+  const answers: string[] = [];
+  try {
+    for (const prompt of ["Password: ", "Again: "]) {
+      io.stderr.write(prompt);
+      const line = await lines.next();
       io.stderr.write("\n");
-      resolve(answer);
-    });
-  });
+      if (line.done === true) return undefined;
+      answers.push(line.value);
+    }
+  } finally {
+    terminal.close();
+  }
+  const [first = "", second] = answers;
+  return first === second ? Buffer.from(first) : "the two passwords differ";
 }
