@@ -59,7 +59,7 @@ export const createStickyPartitioner: ICustomPartitioner = () => {
  * a thousand wake-ups a second for ever, and a TimeoutNegativeWarning (tulios/kafkajs#1751). Its queue asks for that
  * timer here only where requests wait or the broker throttles.
  */
-function stopIdleTimer(): void {
+export function stopIdleTimer(): void {
   const load = createRequire(import.meta.url);
   const queue: unknown = load("kafkajs/src/network/requestQueue/index.js");
   const prototype: unknown = typeof queue === "function" ? queue.prototype : undefined;

@@ -43,9 +43,13 @@ export function createRecordBuilder(config: Config): (ctx: FilterContext) => Con
     let topic = config.topic.default;
     if (topicKey !== undefined) {
       const found = ctx.data.get(topicKey);
-      if (typeof found !== "string" || found === "") return "getDataFailed";
-      if (!isLegalTopic(found)) return "illegalTopic";
-      topic = found;
+      // Set, but left empty: a mapper found no topic and says that the default is wanted.
+      const isDefault = found === undefined && ctx.data.has(topicKey);
+      if (!isDefault) {
+        if (typeof found !== "string" || found === "") return "getDataFailed";
+        if (!isLegalTopic(found)) return "illegalTopic";
+        topic = found;
+      }
     }
 
     const value =

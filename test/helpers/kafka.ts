@@ -13,6 +13,7 @@ import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { promisify } from "node:util";
 import { Kafka as KafkaJs, logLevel, type Admin } from "kafkajs";
+import { stopIdleTimer } from "../../plugins/kafka/client.ts";
 
 const execute = promisify(execFile);
 const cacheFolder = join(import.meta.dirname, "../../.cache/kafka");
@@ -26,6 +27,8 @@ export interface KafkaRecord {
   readonly topic: string;
   readonly partition: number;
   readonly offset: number;
+  /** Milliseconds since the epoch. */
+  readonly timestamp: number;
   readonly key: string | undefined;
   readonly value: Buffer;
   readonly headers: Readonly<Record<string, string>>;
@@ -332,6 +335,7 @@ function refuse(): never {
 
 /** What tests do with a broker, over kafkajs. One admin connection, made when it is first needed. */
 function createClient(brokers: string[]) {
+  stopIdleTimer();
   const kafka = new KafkaJs({ brokers, clientId: "sluice-test", logLevel: logLevel.NOTHING, retry: { retries: 10 } });
   let connecting: Promise<Admin> | undefined;
 
@@ -369,13 +373,15 @@ function createClient(brokers: string[]) {
           .run({
             autoCommit: false,
             async eachMessage({ partition, message }) {
+              // kafkajs makes an array of a repeated header, and of one called like a member of every object.
               const headers = Object.entries(message.headers ?? {}).map(
-                ([key, value]) => [key, String(value)] as const,
+                ([key, value]) => [key, String(Array.isArray(value) ? value.at(-1) : value)] as const,
               );
               records.push({
                 topic,
                 partition,
                 offset: Number(message.offset),
+                timestamp: Number(message.timestamp),
                 key: message.key?.toString(),
                 value: message.value ?? Buffer.alloc(0),
                 headers: Object.fromEntries(headers),
