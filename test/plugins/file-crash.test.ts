@@ -1,0 +1,156 @@
+import assert from "node:assert/strict";
+import { spawn, spawnSync } from "node:child_process";
+import { once } from "node:events";
+import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { createInterface } from "node:readline";
+import { test } from "node:test";
+import type { TestContext } from "node:test";
+import { fileURLToPath } from "node:url";
+import kind from "../../plugins/file/index.ts";
+import type { FileRecord } from "../../plugins/file/record.ts";
+import { listTopicFiles } from "../../plugins/file/topic-file.ts";
+import { createPublishContext } from "../helpers/context.ts";
+import { createFilterMaker } from "../helpers/filter.ts";
+import { createTestHost } from "../helpers/host.ts";
+
+const maker = createFilterMaker(kind, "plugins/file/schema.json");
+const appender = fileURLToPath(new URL("../fixtures/file-appender.ts", import.meta.url));
+
+function temporaryFolder(t: TestContext): string {
+  const folder = mkdtempSync(join(tmpdir(), "sluice-file-crash-"));
+  t.after(() => rmSync(folder, { recursive: true, force: true }));
+  return folder;
+}
+
+/** Runs until `enough` says so of what was printed, is then killed with SIGKILL, and returns all that was printed. */
+async function appendUntil(
+  folder: string,
+  enough: (printed: readonly string[]) => boolean,
+  { bytes = 0, limit }: { bytes?: number; limit?: string } = {},
+): Promise<string[]> {
+  const command = `${limit ?? ":"}; exec "$0" "$@"`;
+  const args = ["-c", command, process.execPath, appender, folder, String(bytes)];
+  const child = spawn("sh", args, { stdio: ["ignore", "pipe", "inherit"] });
+  const ended = once(child, "close");
+  const printed: string[] = [];
+  for await (const line of createInterface({ input: child.stdout })) {
+    printed.push(line);
+    if (child.signalCode === null && enough(printed)) child.kill("SIGKILL");
+  }
+  await ended;
+  assert.equal(child.signalCode, "SIGKILL", "it ran until it was killed");
+  return printed;
+}
+
+async function readAll(dir: string): Promise<{ records: FileRecord[]; torn: number }> {
+  const records: FileRecord[] = [];
+  let torn = 0;
+  for (const { path } of (await listTopicFiles(dir)).get("gate-log") ?? []) {
+    const lines = readFileSync(path, "utf8").split("\n");
+    torn += lines.pop() === "" ? 0 : 1;
+    records.push(...lines.map((line) => JSON.parse(line) as FileRecord));
+  }
+  return { records, torn };
+}
+
+const valuesOf = (printed: readonly string[]) =>
+  printed.filter((line) => line.startsWith("ok ")).map((line) => line.slice(3));
+
+test("after kill -9 in the middle of writing, all that had resolved is there, and the next start goes on", async (t) => {
+  const folder = temporaryFolder(t);
+  const dir = join(folder, "data");
+  const resolved: string[] = [];
+  for (const count of [1, 700, 3000]) {
+    const printed = await appendUntil(folder, (lines) => lines.length >= count);
+    resolved.push(...valuesOf(printed));
+    assert.ok(existsSync(join(dir, ".gate-log.lock")), "the lock of the dead is in the way of the next");
+  }
+  // A torn line would be dropped by the next start, which the one below is.
+  const { host, close } = createTestHost({ folder });
+  const filter = await maker.build({ topic: { default: "gate-log" } }, host);
+  await filter.handle(createPublishContext({ payload: "last" }));
+  await filter.close?.();
+  close();
+
+  const { records, torn } = await readAll(dir);
+  assert.equal(torn, 0);
+  const kept = new Set(records.map(({ value }) => value));
+  assert.deepEqual(
+    resolved.filter((value) => !kept.has(value)),
+    [],
+  );
+  assert.ok(resolved.length >= 3701);
+  assert.deepEqual(
+    records.map(({ offset }) => offset),
+    records.map((_, index) => index),
+    "offsets go on without a gap or a double, through rotations and restarts",
+  );
+  assert.equal(records.at(-1)?.value, "last");
+  assert.ok(readdirSync(dir).length > 2, "there were rotations among it");
+});
+
+test("a disk that takes only part of a write is a fault, and what it took is taken back", async (t) => {
+  // A limit on a file's size cuts a write as a full disk does, and needs no rights: 8 blocks of 512 bytes.
+  const folder = temporaryFolder(t);
+  const failures = (lines: readonly string[]) => lines.filter((line) => line === "failed EFBIG").length;
+  const printed = await appendUntil(folder, (lines) => failures(lines) >= 5, { bytes: 100, limit: "ulimit -f 8" });
+  const { records, torn } = await readAll(join(folder, "data"));
+  assert.equal(torn, 0);
+  assert.deepEqual(
+    records.map(({ value }) => value.replace(/\.+$/, "")),
+    valuesOf(printed),
+    "the file holds what had resolved, and nothing else",
+  );
+  assert.ok(records.length >= 5);
+});
+
+test("a full disk is a fault, nothing is lost, and writing goes on by itself when there is room", async (t) => {
+  const folder = mkdtempSync(join(tmpdir(), "sluice-file-crash-"));
+  const mounted = spawnSync("mount", ["-t", "tmpfs", "-o", "size=128k", "tmpfs", folder]);
+  t.after(() => {
+    if (mounted.status === 0) spawnSync("umount", [folder]);
+    rmSync(folder, { recursive: true, force: true });
+  });
+  if (mounted.status !== 0) {
+    t.skip("no right to mount a small tmpfs");
+    return;
+  }
+  const dir = join(folder, "data");
+  mkdirSync(dir);
+  writeFileSync(join(folder, "ballast"), Buffer.alloc(64 * 1024));
+
+  for (const fsync of ["interval", "always"]) {
+    const { host, logs, metricValue, close } = createTestHost({ folder });
+    const filter = await maker.build({ topic: { default: "gate-log" }, fsync }, host);
+    const publish = async (payload: string) => filter.handle(createPublishContext({ payload }));
+    const { records: before } = await readAll(dir);
+    let written = before.length;
+    const fillUp = async () => {
+      for (;;) {
+        await publish(`${written}`.padEnd(1000, "."));
+        written++;
+      }
+    };
+    await assert.rejects(fillUp, /ENOSPC/);
+    for (let attempt = 0; attempt < 5; attempt++) await assert.rejects(publish("x".repeat(5000)), /ENOSPC/);
+    assert.equal(filter.health?.().ok, false);
+    assert.match(filter.health?.().detail ?? "", /gate-log\.ndjson: ENOSPC/);
+    assert.equal(logs.filter(({ level }) => level === "error").length, 1, "told once, not for each packet");
+    assert.equal(await metricValue("sluice_file_records_total", { outcome: "failed" }), 6);
+
+    writeFileSync(join(folder, "ballast"), Buffer.alloc(fsync === "interval" ? 32 * 1024 : 0));
+    await publish("room again");
+    assert.equal(filter.health?.().ok, true);
+    await filter.close?.();
+    close();
+    const { records, torn } = await readAll(dir);
+    assert.equal(torn, 0);
+    assert.equal(records.length, written + 1);
+    assert.deepEqual(
+      records.map(({ offset }) => offset),
+      records.map((_, index) => index),
+    );
+  }
+});
