@@ -2,6 +2,7 @@
 import { pathToFileURL } from "node:url";
 import semver from "semver";
 import { SluiceError, type Code } from "./errors.ts";
+import { isKernelKind } from "./kernel-kinds.ts";
 import { readManifest, type Manifest, type PackageProblem } from "./manifest.ts";
 import { packagesIn, searchPlaces, type ImpliedDocument, type SearchPlace } from "./packages.ts";
 import type { FilterKind, KindInfo, PacketType, ServiceKind } from "./plugin.ts";
@@ -89,6 +90,9 @@ function check(manifest: Manifest, compile: Compile): Plugin | { problem: Packag
       `needs plugin API ${range}, and this gateway has ${apiVersion}: install a version of the package that fits, or another version of the gateway`,
     );
   }
+  const own = [...manifest.kinds.keys()].find(isKernelKind);
+  if (own !== undefined)
+    return problem("PLUGIN_BROKEN", `it provides the kind ${own}, which is the kernel's own: rename it`);
   const validators = new Map<string, Validate>();
   for (const [kind, { schema }] of manifest.kinds) {
     try {

@@ -1,12 +1,7 @@
 /** The command line: the kernel's own commands and those that installed plugins bring. */
 import { Command, CommanderError } from "commander";
-import { findInstalled } from "../config.ts";
 import manifest from "../package.json" with { type: "json" };
 import type { Registry } from "../registry.ts";
-import { check } from "./check.ts";
-import { runPluginCommand } from "./plugin-command.ts";
-import { run } from "./run.ts";
-import { schema } from "./schema.ts";
 
 /** What a command works with. */
 export interface Cli {
@@ -45,26 +40,29 @@ export async function main(args: readonly string[], bins: readonly string[]): Pr
     .exitOverride()
     .configureOutput({ writeOut: (text) => stdout.write(text), writeErr: (text) => stderr.write(text) });
   // A subcommand inherits exitOverride and output only when it is made after them.
-  own(program, "run", "start the gateway and run until SIGINT or SIGTERM", cli, run, (result) => (code = result));
-  own(program, "check", "validate the config as run would, and start nothing", cli, check, (result) => (code = result));
-  own(
-    program,
-    "schema",
-    "write the JSON Schema of a config document, for editors",
-    cli,
-    schema,
-    (result) => (code = result),
-  );
+  // Each is imported when it is run: the whole gateway need not be loaded to print a version.
+  own(program, "run", "start the gateway and run until SIGINT or SIGTERM", async (path) => {
+    code = await (await import("./run.ts")).run(cli, path);
+  });
+  own(program, "check", "validate the config as run would, and start nothing", async (path) => {
+    code = await (await import("./check.ts")).check(cli, path);
+  });
+  own(program, "schema", "write the JSON Schema of a config document, for editors", async (path) => {
+    code = await (await import("./schema.ts")).schema(cli, path);
+  });
 
   const builtIn = program.commands.map((command) => command.name());
   const [first = ""] = args;
   try {
     if (!builtIn.includes(first) && first !== "--version" && first !== "-V") {
+      const { findInstalled } = await import("../config.ts");
       const registry = await findInstalled(cli);
       const name = first === "help" ? (args[1] ?? "") : first;
       const command = builtIn.includes(name) ? undefined : registry.commands().get(name);
-      if (command !== undefined)
+      if (command !== undefined) {
+        const { runPluginCommand } = await import("./plugin-command.ts");
         return await runPluginCommand(name, command, first === "help" ? ["--help"] : args.slice(1), cli);
+      }
       listPluginCommands(program, builtIn, registry);
       program.addHelpText("after", exitCodes);
     }
@@ -76,20 +74,13 @@ export async function main(args: readonly string[], bins: readonly string[]): Pr
   }
 }
 
-function own(
-  program: Command,
-  name: string,
-  description: string,
-  cli: Cli,
-  action: (cli: Cli, path: string | undefined) => Promise<number>,
-  done: (code: number) => void,
-): void {
+function own(program: Command, name: string, description: string, action: (path?: string) => Promise<void>): void {
   program
     .command(name)
     .description(description)
     .option("-c, --config <file|folder>", "the config; without it sluice.yaml is looked for here and above")
     .addHelpText("after", exitCodes)
-    .action(async (options: ConfigOption) => done(await action(cli, options.config)));
+    .action((options: ConfigOption) => action(options.config));
 }
 
 /** For the help and for "did you mean": the plugins' code is not run. */

@@ -8,8 +8,8 @@ import { loadSpec, type LoadedSpec } from "../../kernel/config.ts";
 const fixtures = join(import.meta.dirname, "../fixtures");
 
 /** A Gateway document that brings the fixture plugins; three lines, so that the rest of a file begins in line 4. */
-const plugins = (folder = "plugins") =>
-  `{ kind: Gateway, plugins: { dirs: [${join(fixtures, folder)}] } }\n---\n# the document under test\n`;
+const plugins = (name = "plugins") =>
+  `{ kind: Gateway, plugins: { dirs: [${join(fixtures, name)}] } }\n---\n# the document under test\n`;
 
 let temporary: string;
 let count = 0;

@@ -184,6 +184,7 @@ const gallery: Record<string, [code: string, message: RegExp]> = {
     "PLUGIN_DUPLICATE_KIND",
     /two packages provide the kind Twice: broken-duplicate-a .* and broken-duplicate-b .*; uninstall one/,
   ],
+  Pipeline: ["PLUGIN_BROKEN", /broken-kernel-kind .*provides the kind Pipeline, which is the kernel's own/],
   Gat: [
     "PLUGIN_NOT_FOUND",
     /no installed package provides the kind "Gat"; did you mean "Gate"\? \(looked at the packages in .*plugins/,
@@ -231,6 +232,7 @@ describe("the gallery of broken plugins", () => {
       "broken-schema-not-json": "PLUGIN_BROKEN",
       "broken-schema-not-map": "PLUGIN_BROKEN",
       "broken-schema-faulty": "PLUGIN_BROKEN",
+      "broken-kernel-kind": "PLUGIN_BROKEN",
       "broken-duplicate-b": "PLUGIN_DUPLICATE_KIND",
     });
   });
