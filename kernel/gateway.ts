@@ -136,8 +136,11 @@ export async function startGateway({ spec, registry, log, version }: GatewayOpti
     host,
     summary: () => [
       ...[...proxies.values()].map(({ name, url }) => `${name} listens on ${url}`),
-      ...health()
-        .filter(({ name, detail }) => detail !== undefined && !proxies.has(name))
+      ...[...services].map(([name, service]) => `${name}: ${service.health?.().detail ?? "started"}`),
+      // Where records go: what the filters of the Publish pipelines say of themselves.
+      ...[...new Set(spec.proxies.map(({ rules }) => rules.Publish))]
+        .flatMap((name) => pipelines.get(name ?? "")?.health() ?? [])
+        .filter(({ detail }) => detail !== undefined)
         .map(({ name, detail }) => `${name}: ${detail}`),
       ...spec.gateway.hints,
     ],

@@ -85,7 +85,7 @@ export function createProxy(spec: ProxySpec, deps: ProxyDeps): Proxy {
       meters.refusedBytes(refusal.code);
       throttle(refusal.code, (suppressed) =>
         log.info(
-          { proxy: spec.name, address: connection.address, reason: refusal.message, suppressed },
+          { address: connection.address, reason: refusal.message, suppressed },
           "Closed for a packet that is not allowed",
         ),
       );
@@ -101,7 +101,7 @@ export function createProxy(spec: ProxySpec, deps: ProxyDeps): Proxy {
       if (!peer) return;
       peers.delete(connection);
       if (byClientId.get(peer.client.id) === connection) byClientId.delete(peer.client.id);
-      log.debug({ proxy: spec.name, clientId: peer.client.id, why }, "Disconnected");
+      log.debug({ clientId: peer.client.id, why }, "Disconnected");
       lastWords++;
       peer.closed(why, () => {
         if (--lastWords === 0) quiet?.();
@@ -117,7 +117,7 @@ export function createProxy(spec: ProxySpec, deps: ProxyDeps): Proxy {
     run,
     storeFailed(clientId, error) {
       throttle("store", (suppressed) =>
-        log.error({ proxy: spec.name, clientId, error: messageOf(error), suppressed }, "The session store failed"),
+        log.error({ clientId, error: messageOf(error), suppressed }, "The session store failed"),
       );
     },
   };
@@ -133,10 +133,7 @@ export function createProxy(spec: ProxySpec, deps: ProxyDeps): Proxy {
     refused(connection, reason, clientId, error) {
       meters.refused(reason);
       throttle(`refused ${reason}`, (suppressed) =>
-        log.info(
-          { proxy: spec.name, clientId, address: connection.address, reason, error: messageOf(error), suppressed },
-          "Refused",
-        ),
+        log.info({ clientId, address: connection.address, reason, error: messageOf(error), suppressed }, "Refused"),
       );
     },
   });
@@ -146,7 +143,7 @@ export function createProxy(spec: ProxySpec, deps: ProxyDeps): Proxy {
     peers.set(connection, peer);
     byClientId.set(client.id, connection);
     meters.accepted();
-    log.debug({ proxy: spec.name, clientId: client.id, address: client.address, present: handle.present }, "Connected");
+    log.debug({ clientId: client.id, address: client.address, present: handle.present }, "Connected");
     connection.send(encodeConnack(0, handle.present));
     peer.attach();
     connection.resume(pause.auth);
@@ -168,7 +165,7 @@ export function createProxy(spec: ProxySpec, deps: ProxyDeps): Proxy {
     get url() {
       const { address = "", port = spec.port } = listener?.address ?? {};
       const host = address === "::" || address === "0.0.0.0" || address === "" ? "127.0.0.1" : address;
-      return `${spec.useTLS ? "mqtts" : "mqtt"}://${host.includes(":") ? `[${host}]` : host}:${port}`;
+      return `${spec.useTLS ? "mqtts" : "mqtt"}://${hostAndPort(host, port)}`;
     },
     async listen() {
       listener = await listen({
@@ -185,7 +182,7 @@ export function createProxy(spec: ProxySpec, deps: ProxyDeps): Proxy {
         },
         onHandshakeError(error) {
           meters.refused("handshake");
-          log.debug({ proxy: spec.name, error: error.message }, "A connection failed before MQTT");
+          log.debug({ error: error.message }, "A connection failed before MQTT");
         },
       });
     },
@@ -200,7 +197,7 @@ export function createProxy(spec: ProxySpec, deps: ProxyDeps): Proxy {
       remove: async (clientId) => await store.remove(clientId),
     },
     status: () => ({
-      address: listener ? `${listener.address.address}:${listener.address.port}` : undefined,
+      address: listener && hostAndPort(listener.address.address, listener.address.port),
       useTLS: spec.useTLS,
       brokerMode: spec.brokerMode,
       connections: byClientId.size,
@@ -232,3 +229,7 @@ const closeReasons: Record<string, CloseReason> = {
   PROTOCOL_ERROR: "protocolError",
   UNSUPPORTED_VERSION: "refused",
 };
+
+function hostAndPort(host: string, port: number): string {
+  return `${host.includes(":") ? `[${host}]` : host}:${port}`;
+}
