@@ -17,7 +17,8 @@ export function createClient(config: Config, host: Host): Kafka {
     retry: { retries: 0 },
     // For kafkajs any object means TLS; its types don't let it be undefined.
     ...(config.ssl === false ? {} : { ssl: config.ssl === true ? {} : config.ssl }),
-    ...(config.sasl === undefined ? {} : { sasl: config.sasl }),
+    // A copy, since kafkajs adds functions to it.
+    ...(config.sasl === undefined ? {} : { sasl: { ...config.sasl } }),
     socketFactory: openSocket,
     logLevel: logLevel.INFO,
     // kafkajs writes 30 lines a second in an outage; what an operator needs of them, the producer reports.
@@ -56,7 +57,7 @@ export const createStickyPartitioner: ICustomPartitioner = () => {
 
 /**
  * After each answer, kafkajs 2.2.4 sets a timer of a negative time even with nothing to send, which does so again:
- * a thousand wake-ups a second for ever, and a TimeoutNegativeWarning (tulios/kafkajs#1751). Its queue asks for that
+ * some 900 wake-ups a second for ever, and a TimeoutNegativeWarning (tulios/kafkajs#1751). Its queue asks for that
  * timer here only where requests wait or the broker throttles.
  */
 export function stopIdleTimer(): void {
