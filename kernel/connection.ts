@@ -24,6 +24,8 @@ export interface ConnectionOwner {
   onPacket(connection: Connection, packet: InPacket): void;
   /** Bytes that are no MQTT; the owner closes, with a CONNACK where the refusal has one. */
   onRefusal(connection: Connection, refusal: Refusal): void;
+  /** A defect of ours met by this client's bytes: the connection is closed, the others live on. */
+  onFailure(connection: Connection, error: unknown): void;
   /** There is room for deliveries again. */
   onDrain(connection: Connection): void;
   onClosed(connection: Connection, why: CloseReason): void;
@@ -223,9 +225,15 @@ export class Connection {
 
   private decode(chunk: Buffer | undefined): void {
     this.decoding = true;
-    const refusal = chunk ? this.decoder.push(chunk) : this.decoder.resume();
-    this.decoding = false;
-    if (refusal && !this.closed) this.owner.onRefusal(this, refusal);
+    try {
+      const refusal = chunk ? this.decoder.push(chunk) : this.decoder.resume();
+      if (refusal && !this.closed) this.owner.onRefusal(this, refusal);
+    } catch (error) {
+      this.owner.onFailure(this, error);
+      this.close("fault");
+    } finally {
+      this.decoding = false;
+    }
   }
 
   private flush(): void {

@@ -105,7 +105,13 @@ export function createMetrics(): Metrics & { scoped(signal: AbortSignal): Metric
     return made;
   }
 
-  const metrics: Metrics = { counter, gauge, histogram, text: () => registry.metrics(), contentType: registry.contentType };
+  const metrics: Metrics = {
+    counter,
+    gauge,
+    histogram,
+    text: () => registry.metrics(),
+    contentType: registry.contentType,
+  };
   return {
     ...metrics,
     /** The same registry for one instance: its collectors end with its signal. */

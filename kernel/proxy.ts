@@ -93,6 +93,14 @@ export function createProxy(spec: ProxySpec, deps: ProxyDeps): Proxy {
         connection.send(encodeConnack(refusal.connack, false));
       connection.close(closeReasons[refusal.code] ?? "malformedPacket");
     },
+    onFailure(connection, error) {
+      throttle("failure", (suppressed) =>
+        log.error(
+          { address: connection.address, err: error, suppressed },
+          "A packet could not be handled; its connection is closed",
+        ),
+      );
+    },
     onDrain: (connection) => peers.get(connection)?.drained(),
     onClosed(connection, why) {
       connections.delete(connection);

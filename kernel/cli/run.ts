@@ -1,9 +1,9 @@
 /** `sluice run`: the gateway in the foreground. */
 import { constants } from "node:os";
-import { pino, type DestinationStream } from "pino";
+import { pino, type DestinationStream, type Logger } from "pino";
 import { loadSpec } from "../config.ts";
 import { SluiceError } from "../errors.ts";
-import { startGateway } from "../gateway.ts";
+import { type Gateway, startGateway } from "../gateway.ts";
 import type { Cli } from "./main.ts";
 import { count, problemLine } from "./report.ts";
 
@@ -20,6 +20,7 @@ export async function run(cli: Cli, path: string | undefined): Promise<number> {
   const signals = catchSignals();
   try {
     const gateway = await startGateway({ spec, registry, log, version: cli.version });
+    surviveStrays(gateway, log);
     // Where logs are read by a program, stdout is theirs alone.
     const banner = cli.stdout.isTTY ? cli.stdout : cli.stderr;
     for (const line of gateway.summary()) banner.write(`${line}\n`);
@@ -34,6 +35,21 @@ export async function run(cli: Cli, path: string | undefined): Promise<number> {
   } finally {
     signals.release();
   }
+}
+
+/**
+ * A plugin's timer that throws, or a promise that nobody awaits, must not end everybody's connections. It is logged and
+ * counted; what a filter's own `handle` throws never comes this far.
+ */
+function surviveStrays({ host }: Gateway, log: Logger): void {
+  const strays = host.metrics.counter(
+    "sluice_stray_errors_total",
+    "Errors that nothing caught: a plugin's defect, or ours.",
+  );
+  process.on("uncaughtException", (error, origin) => {
+    strays.inc();
+    log.error({ err: error, origin }, "An error that nothing caught; the gateway goes on");
+  });
 }
 
 async function logStream(cli: Cli): Promise<DestinationStream> {
