@@ -13,6 +13,8 @@ export interface RawClient {
   /** Packets received and not yet taken, oldest first. */
   readonly received: readonly Packet[];
   readonly isClosed: boolean;
+  /** Where set, gets each packet instead of `received`: for floods. */
+  onPacket: ((packet: Packet) => void) | undefined;
   /** Resolves when the connection has ended, by whomever. */
   readonly closed: Promise<void>;
   send(...packets: (Packet | Buffer)[]): void;
@@ -63,6 +65,10 @@ export async function openRawClient(port: number, options: RawOptions = {}): Pro
   socket.on("error", () => undefined);
   const parser = mqttPacket.parser({ protocolVersion });
   parser.on("packet", (packet) => {
+    if (client.onPacket) {
+      client.onPacket(packet);
+      return;
+    }
     received.push(packet);
     for (const arrived of arrivals) arrived();
   });
@@ -115,6 +121,7 @@ export async function openRawClient(port: number, options: RawOptions = {}): Pro
       return isClosed;
     },
     closed,
+    onPacket: undefined,
     send(...packets) {
       for (const packet of packets) {
         socket.write(Buffer.isBuffer(packet) ? packet : mqttPacket.generate(packet, { protocolVersion }));
