@@ -133,7 +133,7 @@ describe("installed with npm", () => {
       `kind: Pipeline
 name: all
 filters:
-  - { name: auth, kind: MQTTClientAuth, auth: [{ username: a, passBase64: YQ== }] }
+  - { name: auth, kind: MQTTClientAuth, auth: [{ username: a, saltedSha256Pass: "${"0".repeat(64)}" }] }
   - { name: control, kind: ConnectControl, bannedClients: [b] }
   - { name: mapper, kind: TopicMapper, matchIndex: 0, route: [], policies: [], setKV: { topic: t, headers: h } }
   - { name: kafka, kind: KafkaMQTT, backend: ["127.0.0.1:9"], topic: { default: a }, mqtt: {} }
@@ -149,19 +149,24 @@ filters:
     await sluice("check", "-c", "all.yaml");
   });
 
-  test("sluice run takes a message to the record that sluice tail shows", async (t) => {
+  test("sluice run takes a message to the record that sluice tail shows", { timeout: 30_000 }, async (t) => {
     const child = spawn(join(home, "node_modules/.bin/sluice"), ["run", "-c", "config/sluice.yaml"], {
       cwd: home,
       env: { ...env, SLUICE_MQTT_PORT: "0" },
-      stdio: ["ignore", "pipe", "inherit"],
+      stdio: ["ignore", "ignore", "pipe"],
     });
     const exited = once(child, "exit");
     t.after(() => child.kill("SIGKILL"));
-    let port: string | undefined;
-    for await (const line of createInterface({ input: child.stdout })) {
-      port = /listening.*?:(\d+)/.exec(line)?.[1];
-      if (port !== undefined) break;
-    }
+    // Read to its end, so that the pipe never fills up.
+    const lines = createInterface({ input: child.stderr });
+    const port = await new Promise<string | undefined>((resolve) => {
+      lines.on("line", (line) => {
+        const found = /^mqttproxy listens on .*:(\d+)/.exec(line)?.[1];
+        if (found !== undefined) resolve(found);
+      });
+      lines.once("close", () => resolve(undefined));
+    });
+    assert.ok(port, "it listens");
     const client = await mqtt.connectAsync(`mqtt://127.0.0.1:${port}`, {
       clientId: "dev1",
       username: "test",
