@@ -17,7 +17,7 @@ export async function createClone(): Promise<Clone> {
   const folder = join(parent, "sluice");
   // Links stay as they are, so that the workspace's packages are the copies.
   const options = { recursive: true, verbatimSymlinks: true };
-  for (const name of ["kernel", "plugins", "config", "docs"]) {
+  for (const name of ["kernel", "plugins", "config"]) {
     const isData = (source: string) => source.endsWith(join("config", "data")) || source.endsWith("/dist");
     await cp(join(root, name), join(folder, name), { ...options, filter: (source) => !isData(source) });
   }

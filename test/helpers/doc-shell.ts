@@ -123,7 +123,9 @@ export function createDocShell(home: string, root: string): DocShell {
         if (child.exitCode !== null || child.signalCode !== null) return;
         const closed = once(child, "close");
         kill(child, "SIGTERM");
+        const timer = setTimeout(() => kill(child, "SIGKILL"), patienceMs);
         await closed;
+        clearTimeout(timer);
       }),
     );
   }
