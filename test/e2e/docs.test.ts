@@ -152,6 +152,7 @@ describe("pages", () => {
         t.skip(`not found: ${missing.join(", ")}`);
         return;
       }
+      t.after(() => shell.nextPage(true));
       let printed = "";
       for (const block of page(file).blocks) {
         try {
@@ -160,7 +161,6 @@ describe("pages", () => {
           throw new Error(`${file}:${block.line}: ${(error as Error).message}`, { cause: error });
         }
       }
-      await shell.nextPage(true);
     });
   }
 
