@@ -22,7 +22,7 @@ async function startFlow(
   t: TestContext,
   pipeline: object,
   handlers: Record<string, (ctx: FilterContext) => FilterResult> = {},
-): Promise<{ send(payload: string): Promise<"acked" | "not acked">; path: string[] }> {
+): Promise<{ send: (payload: string) => Promise<"acked" | "not acked">; path: string[] }> {
   const run = randomUUID();
   const path: string[] = [];
   const names = ["a", "b", "c"];
