@@ -5,7 +5,7 @@ import { type Connection, pause } from "./connection.ts";
 import { createKeyedLimiter, createLimiter } from "./limiter.ts";
 import { createLane, type Job, type Outcome } from "./pipeline.ts";
 import type { Client, Message, Reason } from "./plugin.ts";
-import type { ProxySpec } from "./spec.ts";
+import type { RateLimit } from "./spec.ts";
 import type { ProxyStore, SessionHandle } from "./store.ts";
 
 type ConnectIn = InPacket & { cmd: "connect" };
@@ -13,6 +13,8 @@ type ConnectIn = InPacket & { cmd: "connect" };
 export interface Admission {
   /** Nothing more is read from the connection until it is admitted; else it is refused and closed. */
   admit(connection: Connection, connect: ConnectIn): void;
+  /** `connectionLimit` has changed. */
+  limit(to: RateLimit | undefined): void;
 }
 
 export interface AdmissionDeps {
@@ -39,11 +41,11 @@ const connackCodes: Partial<Record<Reason, ConnackCode>> = {
   badUserNameOrPassword: 4,
 };
 
-export function createAdmission(spec: ProxySpec, deps: AdmissionDeps): Admission {
+export function createAdmission(initial: RateLimit | undefined, deps: AdmissionDeps): Admission {
   const now = (): number => deps.now();
   // Before authentication the limit counts an address, so that strangers can't use up what is everybody's.
-  const addressLimit = spec.connectionLimit && createKeyedLimiter(spec.connectionLimit, now, maxAddresses);
-  const proxyLimit = spec.connectionLimit && createLimiter(spec.connectionLimit, now);
+  let addressLimit = initial && createKeyedLimiter(initial, now, maxAddresses);
+  let proxyLimit = initial && createLimiter(initial, now);
 
   function refuse(connection: Connection, reason: Reason, clientId: string, error?: unknown): void {
     if (connection.closed) return;
@@ -78,6 +80,10 @@ export function createAdmission(spec: ProxySpec, deps: AdmissionDeps): Admission
   }
 
   return {
+    limit(to) {
+      addressLimit = to && createKeyedLimiter(to, now, maxAddresses);
+      proxyLimit = to && createLimiter(to, now);
+    },
     admit(connection, connect) {
       connection.pause(pause.auth);
       connection.startKeepAlive(connect.keepalive);

@@ -7,7 +7,7 @@ import type { Path } from "./schema.ts";
 import type { CertificatePair } from "./spec.ts";
 
 /** Those of a proxy that uses TLS; none for one that does not. A pair with a problem is left out. */
-export function readCertificates(proxy: Entry, folder: string, found: Issues): CertificatePair[] {
+export function readCertificates(proxy: Entry, folder: string, found: Issues, inputs: Set<string>): CertificatePair[] {
   if (proxy.options["useTLS"] !== true) return [];
   const listed = proxy.options["certificate"];
   if (!Array.isArray(listed) || listed.length === 0) {
@@ -15,19 +15,26 @@ export function readCertificates(proxy: Entry, folder: string, found: Issues): C
     return [];
   }
   return listed.flatMap((item, index) =>
-    isMap(item) ? (readPair(proxy, item, ["certificate", index], folder, found) ?? []) : [],
+    isMap(item) ? (readPair(proxy, item, ["certificate", index], { folder, found, inputs }) ?? []) : [],
   );
+}
+
+interface Reading {
+  readonly folder: string;
+  readonly found: Issues;
+  /** Gets the files that were read. */
+  readonly inputs: Set<string>;
 }
 
 function readPair(
   proxy: Entry,
   item: Record<string, unknown>,
   path: Path,
-  folder: string,
-  found: Issues,
+  reading: Reading,
 ): CertificatePair | undefined {
-  const cert = readPart(proxy, item, path, "cert", folder, found);
-  const key = readPart(proxy, item, path, "key", folder, found);
+  const { found } = reading;
+  const cert = readPart(proxy, item, path, "cert", reading);
+  const key = readPart(proxy, item, path, "key", reading);
   const certificate = cert === undefined ? undefined : parseCertificate(proxy, cert, found);
   const privateKey = key === undefined ? undefined : parseKey(proxy, key, found);
   if (cert === undefined || key === undefined || certificate === undefined || privateKey === undefined)
@@ -58,8 +65,7 @@ function readPart(
   item: Record<string, unknown>,
   path: Path,
   field: "cert" | "key",
-  folder: string,
-  found: Issues,
+  { folder, found, inputs }: Reading,
 ): Part | undefined {
   const inline = item[field];
   const file = item[`${field}File`];
@@ -75,6 +81,7 @@ function readPart(
     return undefined;
   }
   try {
+    inputs.add(resolve(folder, file));
     return { text: readFileSync(resolve(folder, file), "utf8"), path: [...path, `${field}File`] };
   } catch (error) {
     found.problem(proxy.where([...path, `${field}File`]), `can't be read: ${(error as Error).message}`);

@@ -20,6 +20,8 @@ export const searchPlaces: readonly string[] = [
 const packageProp = "sluiceConfig";
 
 export interface ConfigFiles {
+  /** Absolute: the files and folders that were read, whose change is a change of the config. */
+  readonly inputs: Set<string>;
   /** Absolute: the file or folder that was read. Undefined where none was found. */
   readonly path: string | undefined;
   /** Absolute: what relative paths are relative to. */
@@ -36,11 +38,26 @@ export async function readConfigFiles(o: {
   readonly cwd: string;
   readonly env: NodeJS.ProcessEnv;
 }): Promise<ConfigFiles> {
+  const inputs = new Set<string>();
+  return { ...(await readAll({ ...o, inputs })), inputs };
+}
+
+interface Options {
+  readonly path?: string;
+  readonly cwd: string;
+  readonly env: NodeJS.ProcessEnv;
+  readonly inputs: Set<string>;
+}
+
+type Read = Omit<ConfigFiles, "inputs">;
+
+async function readAll(o: Options): Promise<Read> {
   const named = o.path === undefined ? undefined : resolve(o.cwd, o.path);
   const folder = named === undefined ? o.cwd : dirname(named);
   try {
     const explorer = createExplorer(o);
     if (named === undefined) return await search(explorer, o);
+    o.inputs.add(named);
     const stats = await stat(named);
     return await (stats.isDirectory() ? readFolder(explorer, named, o) : readOne(explorer, named, o));
   } catch (error) {
@@ -55,9 +72,10 @@ export async function readConfigFiles(o: {
 }
 
 /** Caches off, so that a file read again is really read again; positions need our own loader. */
-function createExplorer(o: { readonly cwd: string; readonly env: NodeJS.ProcessEnv }): PublicExplorer {
+function createExplorer({ cwd, env, inputs }: Options): PublicExplorer {
   const load = (file: string, text: string): unknown => {
-    const options = { file, cwd: o.cwd, folder: dirname(file), env: o.env };
+    inputs.add(file);
+    const options = { file, cwd, folder: dirname(file), env, onRead: (read: string) => void inputs.add(read) };
     if (basename(file) !== "package.json") return parseDocuments(text, options);
     const content = (JSON.parse(text) as Record<string, unknown> | null)?.[packageProp];
     if (content === undefined) return {};
@@ -74,9 +92,7 @@ function createExplorer(o: { readonly cwd: string; readonly env: NodeJS.ProcessE
   });
 }
 
-type Options = Parameters<typeof readConfigFiles>[0];
-
-async function search(explorer: PublicExplorer, o: Options): Promise<ConfigFiles> {
+async function search(explorer: PublicExplorer, o: Options): Promise<Read> {
   const result = await explorer.search(o.cwd);
   if (result === null) {
     const message = `no config was found from here upwards to the nearest package.json (${searchPlaces.join(", ")}): write sluice.yaml, or name a file or folder with -c`;
@@ -90,7 +106,7 @@ async function search(explorer: PublicExplorer, o: Options): Promise<ConfigFiles
   return follow(result.filepath, result.config, o);
 }
 
-async function readOne(explorer: PublicExplorer, file: string, o: Options): Promise<ConfigFiles> {
+async function readOne(explorer: PublicExplorer, file: string, o: Options): Promise<Read> {
   const result = await explorer.load(file);
   if (result === null) {
     const message = `has no "${packageProp}"`;
@@ -104,10 +120,10 @@ async function readOne(explorer: PublicExplorer, file: string, o: Options): Prom
   return follow(file, result.config, o);
 }
 
-async function follow(file: string, content: unknown, o: Options): Promise<ConfigFiles> {
+async function follow(file: string, content: unknown, o: Options): Promise<Read> {
   if (typeof content === "string") {
     const path = resolve(dirname(file), content);
-    if (basename(path) !== "package.json") return readConfigFiles({ ...o, path });
+    if (basename(path) !== "package.json") return readAll({ ...o, path });
     const message = `"${packageProp}" leads to another package.json: name a YAML file or a folder`;
     return {
       path: file,
@@ -126,7 +142,7 @@ function found(file: string, content: unknown, cwd: string): Found {
   return { documents: [], problems: [{ where: `${shownPath(file, cwd)}:1:1`, message, code: "CONFIG_INVALID" }] };
 }
 
-async function readFolder(explorer: PublicExplorer, folder: string, o: Options): Promise<ConfigFiles> {
+async function readFolder(explorer: PublicExplorer, folder: string, o: Options): Promise<Read> {
   const names = (await readdir(folder, { withFileTypes: true }))
     .filter((entry) => !entry.isDirectory() && /\.(ya?ml|json)$/.test(entry.name) && entry.name !== "package.json")
     .map((entry) => entry.name)

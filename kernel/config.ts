@@ -30,6 +30,8 @@ export interface LoadedSpec {
   registry: Registry;
   problems: Problem[];
   warnings: Problem[];
+  /** Absolute: every file and folder that was read, certificates and `${file:...}` included. */
+  inputs: ReadonlySet<string>;
 }
 
 /** An entry whose options have been validated. */
@@ -75,7 +77,10 @@ export async function loadSpec(o: LoadOptions): Promise<LoadedSpec> {
   found.problems.sort(byPosition);
   found.warnings.sort(byPosition);
   const { problems, warnings } = found;
-  if (problems.length > 0 || files.path === undefined) return { spec: undefined, registry, problems, warnings };
+  const { inputs } = files;
+  if (problems.length > 0 || files.path === undefined) {
+    return { spec: undefined, registry, problems, warnings, inputs };
+  }
 
   const schemaOf = (kind: string) => (isKernelKind(kind) ? kernelSchemas[kind] : registry.schema(kind));
   const spec: Spec = {
@@ -91,7 +96,7 @@ export async function loadSpec(o: LoadOptions): Promise<LoadedSpec> {
     })),
     documents: [...gateways, ...proxies, ...pipelines, ...services].map((entry) => showDocument(entry, schemaOf)),
   };
-  return { spec, registry, problems, warnings };
+  return { spec, registry, problems, warnings, inputs };
 }
 
 /** The plugins that a config (where there is one) could use, whatever else may be wrong with it. */
@@ -242,7 +247,7 @@ function check({ files, proxies, pipelines, entries, found }: Parts) {
   if (proxies.length === 0 && files.documents.length > 0) {
     found.warning(files.documents[0]!.position([]), "the config has no MQTTProxy document: no device can connect");
   }
-  return proxies.map((proxy) => readCertificates(proxy, files.folder, found));
+  return proxies.map((proxy) => readCertificates(proxy, files.folder, found, files.inputs));
 }
 
 /** Easegress takes its default where one of these is 0 or less; so do we, aloud. */

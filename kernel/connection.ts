@@ -20,6 +20,8 @@ export type CloseReason =
 
 /** Shared by all connections of a proxy, so that none carries closures of its own. */
 export interface ConnectionOwner {
+  /** Those of now: a config change reaches connections that are open. */
+  readonly limits: ConnectionLimits;
   /** In order; never again once the connection is closed. */
   onPacket(connection: Connection, packet: InPacket): void;
   /** Bytes that are no MQTT; the owner closes, with a CONNACK where the refusal has one. */
@@ -67,7 +69,6 @@ export class Connection {
   readonly socket: Socket;
   closed: CloseReason | undefined;
   private readonly owner: ConnectionOwner;
-  private readonly limits: ConnectionLimits;
   private readonly decoder: Decoder;
   private paused = 0;
   private decoding = false;
@@ -84,10 +85,10 @@ export class Connection {
   private timer: NodeJS.Timeout | undefined;
   private limitTimer: NodeJS.Timeout | undefined;
 
-  constructor(socket: Socket, owner: ConnectionOwner, limits: ConnectionLimits) {
+  constructor(socket: Socket, owner: ConnectionOwner) {
     this.socket = socket;
     this.owner = owner;
-    this.limits = limits;
+    const { limits } = owner;
     this.address = (socket.remoteAddress ?? "").replace(/^::ffff:/, "");
     this.decoder = createDecoder({
       maxPacketBytes: limits.maxPacketBytes,
@@ -171,7 +172,8 @@ export class Connection {
     if (packetId !== 0) this.works.push(work);
     this.inWork++;
     this.inWorkBytes += bytes;
-    if (this.inWork >= this.limits.maxInWork || this.inWorkBytes >= this.limits.maxInWorkBytes) this.pause(pause.work);
+    const { maxInWork, maxInWorkBytes } = this.owner.limits;
+    if (this.inWork >= maxInWork || this.inWorkBytes >= maxInWorkBytes) this.pause(pause.work);
     return work;
   }
 
@@ -191,8 +193,8 @@ export class Connection {
     }
     if (
       (this.paused & pause.work) !== 0 &&
-      this.inWork <= this.limits.maxInWork / 2 &&
-      this.inWorkBytes <= this.limits.maxInWorkBytes / 2
+      this.inWork <= this.owner.limits.maxInWork / 2 &&
+      this.inWorkBytes <= this.owner.limits.maxInWorkBytes / 2
     ) {
       this.resume(pause.work);
     }

@@ -53,6 +53,8 @@ export interface ParseOptions {
   readonly cwd: string;
   readonly folder: string;
   readonly env: NodeJS.ProcessEnv;
+  /** Called with each file that a `${file:...}` names, absolute. */
+  readonly onRead?: (file: string) => void;
 }
 
 /** A file's path as people want it: short where it is near. */
@@ -146,7 +148,7 @@ function substituteIn(root: ParsedNode, o: ParseOptions, report: (node: ParsedNo
   visit(root, {
     Scalar(key, node) {
       if (key === "key" || typeof node.value !== "string") return;
-      const result = substitute(node.value, o.env, o.folder);
+      const result = substitute(node.value, o);
       if (result === undefined) return;
       for (const message of result.problems) report(node as ParsedNode, message);
       node.value = result.text;

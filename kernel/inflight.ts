@@ -23,7 +23,7 @@ interface Sent {
 }
 
 /** @param retryMs how long a delivery stays unacknowledged before `resend` gets it again, with DUP set */
-export function createInflight(o: { retryMs: number; resend: (frame: Buffer) => void }): Inflight {
+export function createInflight(o: { retryMs: () => number; resend: (frame: Buffer) => void }): Inflight {
   // In the order of their last sending.
   const byId = new Map<number, Sent>();
   let lastId = 0;
@@ -40,7 +40,7 @@ export function createInflight(o: { retryMs: number; resend: (frame: Buffer) => 
     timer = undefined;
     const now = performance.now();
     for (const [packetId, sent] of byId) {
-      const wait = sent.at + o.retryMs - now;
+      const wait = sent.at + o.retryMs() - now;
       if (wait > 0) {
         timer = setTimeout(retry, wait);
         return;
@@ -50,7 +50,7 @@ export function createInflight(o: { retryMs: number; resend: (frame: Buffer) => 
       sent.at = now;
       o.resend(encodeQos1(sent.delivery, true));
     }
-    if (byId.size > 0) timer ??= setTimeout(retry, o.retryMs);
+    if (byId.size > 0) timer ??= setTimeout(retry, o.retryMs());
   }
 
   return {
@@ -61,7 +61,7 @@ export function createInflight(o: { retryMs: number; resend: (frame: Buffer) => 
       }
       if (delivery.packetId === 0) delivery.packetId = nextId();
       byId.set(delivery.packetId, { delivery, at: performance.now() });
-      timer ??= setTimeout(retry, o.retryMs);
+      timer ??= setTimeout(retry, o.retryMs());
       return encodeQos1(delivery, again);
     },
     settle(packetId) {

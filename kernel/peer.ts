@@ -14,6 +14,7 @@ import { topicFilterProblem, topicNameProblem } from "./topics.ts";
 
 /** What all peers of a proxy share. */
 export interface PeerDeps {
+  /** The options of now. */
   readonly spec: ProxySpec;
   readonly store: ProxyStore;
   readonly meters: ProxyMetrics;
@@ -33,7 +34,7 @@ export class Peer {
   private readonly handle: SessionHandle;
   private readonly deps: PeerDeps;
   private readonly inflight: Inflight;
-  private readonly publishLimit: Limiter | undefined;
+  private publishLimit: Limiter | undefined;
   private readonly publishLane: Lane = createLane();
   private subscribeLane: Lane | undefined;
   private will: Message | undefined;
@@ -51,10 +52,10 @@ export class Peer {
     this.handle = handle;
     this.will = will;
     this.deps = deps;
-    const { spec, meters } = deps;
-    this.publishLimit = spec.clientPublishLimit && createLimiter(spec.clientPublishLimit, () => deps.now());
+    const { meters } = deps;
+    this.limitPublishes();
     this.inflight = createInflight({
-      retryMs: spec.retryInterval * 1000,
+      retryMs: () => deps.spec.retryInterval * 1000,
       resend(frame) {
         if (!connection.hasRoom) return;
         meters.resent();
@@ -66,6 +67,12 @@ export class Peer {
   /** After the CONNACK: what waited for this client is sent, oldest first. */
   attach(): void {
     this.handle.attach((delivery, again) => this.deliver(delivery, again), this.deps.spec.maxInflight);
+  }
+
+  /** `clientPublishLimit` is new, or has changed. */
+  limitPublishes(): void {
+    const { spec } = this.deps;
+    this.publishLimit = spec.clientPublishLimit && createLimiter(spec.clientPublishLimit, () => this.deps.now());
   }
 
   /** The connection takes deliveries again. */

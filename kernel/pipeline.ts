@@ -57,14 +57,16 @@ export interface Pipeline {
   /** Packets under way. */
   readonly active: number;
   health(): ObjectHealth[];
-  /** Waits for the packets under way (their deadline bounds that), then closes the filters, last first. */
-  close(): Promise<void>;
+  /** Resolves when no packet is under way; their deadline bounds that. */
+  drained(): Promise<void>;
 }
 
 export interface FilterInstance {
   readonly name: string;
   readonly kind: FilterKind;
   readonly filter: Filter;
+  /** What it was made from: a filter whose kind and options are the same is kept over a change. */
+  readonly options: unknown;
   readonly close: () => Promise<void>;
 }
 
@@ -223,7 +225,10 @@ class PacketRun {
   private mayEnter(concurrent: boolean): boolean {
     const ahead = this.previous;
     const free =
-      !ahead || ahead.position > this.position || (concurrent && ahead.position === this.position && ahead.inside);
+      !ahead ||
+      // Of an older generation of the pipeline: positions can't be compared, so its packets end first.
+      (ahead.flow === this.flow &&
+        (ahead.position > this.position || (concurrent && ahead.position === this.position && ahead.inside)));
     this.waiting = !free;
     return free;
   }
@@ -388,10 +393,10 @@ export function createPipeline(
         name: `${spec.name}/${name}`,
         ...(filter.health?.() ?? { ok: true }),
       })),
-    async close() {
+    async drained() {
       if (active > 0) await new Promise<void>((resolve) => (idle = resolve));
       clearTimeout(timer);
-      for (const instance of [...filters.values()].toReversed()) await instance.close();
+      timer = undefined;
     },
   };
 }

@@ -125,6 +125,12 @@ export interface Filter {
    * reject) what it can: a throw withholds the ack. Answer synchronously where possible, which costs no promise.
    */
   handle(ctx: FilterContext): FilterResult | Promise<FilterResult>;
+  /**
+   * A config change replaces `previous`, of the same kind and name, by this instance: take over what need not be opened
+   * anew. Called once all that is new is built, before the first `handle`; packets under way still finish in `previous`,
+   * which is closed after them. A throw is logged and changes nothing.
+   */
+  adopt?(previous: Filter): void;
   /** Called once, after the last `handle` has settled or its deadline has passed. */
   close?(): void | Promise<void>;
   health?(): Health;
@@ -157,6 +163,12 @@ export interface FilterKind<C = unknown> {
 
 /** An instance of a service kind: what runs beside the pipelines. */
 export interface Service {
+  /**
+   * A config change replaces `previous`, of the same kind and name: note what this instance will take over when `previous`
+   * is stopped, which is after the change has been made. Called before `start`; the change may still be given up, and then
+   * this instance is stopped and `previous` goes on.
+   */
+  adopt?(previous: Service): void;
   start?(): void | Promise<void>;
   stop?(): void | Promise<void>;
   health?(): Health;

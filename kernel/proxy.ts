@@ -1,9 +1,11 @@
 /** One MQTTProxy: admission, takeover, packet -> pipeline, message -> subscribers. */
+import type { Socket } from "node:net";
+import { isDeepStrictEqual } from "node:util";
 import { createAdmission } from "./admission.ts";
 import { encodeConnack } from "./codec.ts";
 import { type CloseReason, Connection, type ConnectionOwner, pause } from "./connection.ts";
 import { messageOf, SluiceError } from "./errors.ts";
-import { type Listener, listen } from "./listener.ts";
+import { createTlsGate, type Listener, listen, type TlsGate } from "./listener.ts";
 import { Peer, type PeerDeps } from "./peer.ts";
 import { createPipeline, type Job, type Outcome, type Pipeline } from "./pipeline.ts";
 import type { Client, Clock, Logger, Message, Metrics, ProxyHandle, PublishOutcome } from "./plugin.ts";
@@ -14,21 +16,31 @@ import { createThrottle } from "./throttle.ts";
 import { topicNameProblem } from "./topics.ts";
 
 export interface Proxy extends ProxyHandle {
-  /** @throws SluiceError LISTEN_FAILED */
-  listen(): Promise<void>;
   /** Of the bound listener: `mqtt://127.0.0.1:1883`. */
   readonly url: string;
   /** @throws SluiceError TOPIC_INVALID, QUEUE_FULL, STORE_CLOSED */
   publish(message: Message): Promise<PublishOutcome>;
+  /**
+   * Does all of a change that can fail: binds where the address is new, checks what TLS needs. The first call is the start.
+   * @throws SluiceError LISTEN_FAILED, CONFIG_INVALID; nothing has changed then
+   */
+  prepare(next: ProxySpec): Promise<ProxyChange>;
   /** Stops accepting and reading, waits up to `drainMs` for the packets under way, closes every connection. */
   stop(drainMs: number): Promise<void>;
+}
+
+/** A change that is ready: one of the two is called, once. */
+export interface ProxyChange {
+  /** Can't fail. Connections stay; those that come from here on are the new address's and the new certificate's. */
+  commit(): void;
+  rollback(): Promise<void>;
 }
 
 export interface ProxyDeps {
   /** The running generation of a pipeline. */
   pipeline(name: string): Pipeline | undefined;
   readonly store: Store;
-  readonly metrics: Metrics;
+  readonly metrics: Metrics & { scoped(signal: AbortSignal): Metrics };
   readonly log: Logger;
   readonly clock: Clock;
 }
@@ -41,20 +53,26 @@ const bareTimeoutMs = 30_000;
 
 const passed: Outcome = { kind: "passed" };
 
-export function createProxy(spec: ProxySpec, deps: ProxyDeps): Proxy {
+/** @param initial what `prepare` is called with first */
+export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
+  let spec = initial;
   const { log } = deps;
   const now = (): number => deps.clock.now();
   const connections = new Set<Connection>();
   const peers = new Map<Connection, Peer>();
   const byClientId = new Map<string, Connection>();
   const throttle = createThrottle(5000);
-  const meters = createProxyMetrics(spec.name, deps.metrics, () => ({
+  /** Its gauges end with it. */
+  const ended = new AbortController();
+  const meters = createProxyMetrics(spec.name, deps.metrics.scoped(ended.signal), () => ({
     connections: byClientId.size,
     pending: connections.size - byClientId.size,
     ...store.counts,
   }));
   const store = deps.store.open(spec.name, {
-    queue: spec.queue,
+    get queue() {
+      return spec.queue;
+    },
     topicCacheSize: spec.topicCacheSize,
     onDropped: (reason, count) => meters.dropped(reason, count),
     now,
@@ -72,6 +90,9 @@ export function createProxy(spec: ProxySpec, deps: ProxyDeps): Proxy {
   let quiet: (() => void) | undefined;
 
   const owner: ConnectionOwner = {
+    get limits() {
+      return spec;
+    },
     onPacket(connection, packet) {
       meters.received(packet.cmd);
       const peer = peers.get(connection);
@@ -118,7 +139,9 @@ export function createProxy(spec: ProxySpec, deps: ProxyDeps): Proxy {
   };
 
   const peerDeps: PeerDeps = {
-    spec,
+    get spec() {
+      return spec;
+    },
     store,
     meters,
     now,
@@ -130,7 +153,7 @@ export function createProxy(spec: ProxySpec, deps: ProxyDeps): Proxy {
     },
   };
 
-  const admission = createAdmission(spec, {
+  const admission = createAdmission(spec.connectionLimit, {
     store,
     now,
     run,
@@ -168,6 +191,21 @@ export function createProxy(spec: ProxySpec, deps: ProxyDeps): Proxy {
     return job.final ? bare.run(job, done) : passed;
   }
 
+  const sockets = {
+    onSocket(socket: Socket) {
+      if (stopping || connections.size - byClientId.size >= maxPending) {
+        meters.refused("tooManyPending");
+        socket.destroy();
+        return;
+      }
+      connections.add(new Connection(socket, owner));
+    },
+    onError(error: Error) {
+      meters.refused("handshake");
+      log.debug({ error: error.message }, "A connection failed before MQTT");
+    },
+  };
+
   return {
     name: spec.name,
     get url() {
@@ -175,24 +213,28 @@ export function createProxy(spec: ProxySpec, deps: ProxyDeps): Proxy {
       const host = address === "::" || address === "0.0.0.0" || address === "" ? "127.0.0.1" : address;
       return `${spec.useTLS ? "mqtts" : "mqtt"}://${hostAndPort(host, port)}`;
     },
-    async listen() {
-      listener = await listen({
-        host: spec.host,
-        port: spec.port,
-        tls: spec.useTLS ? { certificate: spec.certificate, handshakeTimeoutMs: spec.handshakeTimeoutMs } : undefined,
-        onSocket(socket) {
-          if (stopping || connections.size - byClientId.size >= maxPending) {
-            meters.refused("tooManyPending");
-            socket.destroy();
-            return;
+    async prepare(next) {
+      const gate = next.useTLS ? createGate(next) : undefined;
+      const old = listener;
+      const bound =
+        old && next.host === spec.host && next.port === spec.port ? old : await listen({ ...next, ...sockets });
+      return {
+        commit() {
+          const previous = spec;
+          spec = next;
+          listener = bound;
+          if (!isDeepStrictEqual(previous.connectionLimit, next.connectionLimit)) admission.limit(next.connectionLimit);
+          if (!isDeepStrictEqual(previous.clientPublishLimit, next.clientPublishLimit)) {
+            for (const peer of peers.values()) peer.limitPublishes();
           }
-          connections.add(new Connection(socket, owner, spec));
+          bound.open(gate);
+          if (old !== bound) void old?.close();
         },
-        onHandshakeError(error) {
-          meters.refused("handshake");
-          log.debug({ error: error.message }, "A connection failed before MQTT");
+        async rollback() {
+          if (old !== bound) await bound.close();
+          if (!old) ended.abort();
         },
-      });
+      };
     },
     async publish(message) {
       const invalid = topicNameProblem(message.topic);
@@ -227,6 +269,7 @@ export function createProxy(spec: ProxySpec, deps: ProxyDeps): Proxy {
       for (const connection of connections) connection.close("shutdown");
       await Promise.all(closed);
       if (lastWords > 0) await new Promise<void>((resolve) => (quiet = resolve));
+      ended.abort();
     },
   };
 }
@@ -240,4 +283,13 @@ const closeReasons: Record<string, CloseReason> = {
 
 function hostAndPort(host: string, port: number): string {
   return `${host.includes(":") ? `[${host}]` : host}:${port}`;
+}
+
+/** @throws SluiceError CONFIG_INVALID with OpenSSL's word on the pair */
+function createGate({ name, certificate, handshakeTimeoutMs }: ProxySpec): TlsGate {
+  try {
+    return createTlsGate(certificate, handshakeTimeoutMs);
+  } catch (error) {
+    throw new SluiceError("CONFIG_INVALID", `${name} > certificate: can't be used for TLS: ${messageOf(error)}`);
+  }
 }

@@ -42,17 +42,18 @@ export class Session {
   readonly subscriptions = new Map<string, QoS>();
   /** In the order they were sent. */
   readonly inflight = new Set<Delivery>();
-  private readonly limits: QueueLimits;
+  private readonly owner: { readonly queue: QueueLimits };
   private queue: (Delivery | undefined)[] = [];
   private head = 0;
   private bytes = 0;
   private qos0 = 0;
   private waiters: (() => void)[] = [];
 
-  constructor(clientId: string, clean: boolean, limits: QueueLimits) {
+  /** @param owner whose `queue` are the limits of now */
+  constructor(clientId: string, clean: boolean, owner: { readonly queue: QueueLimits }) {
     this.clientId = clientId;
     this.clean = clean;
-    this.limits = limits;
+    this.owner = owner;
   }
 
   get queued(): number {
@@ -62,7 +63,8 @@ export class Session {
   /** Would one more message go over the bound? */
   isFull(message: Message): boolean {
     return (
-      this.queued + this.inflight.size >= this.limits.maxMessages || this.bytes + cost(message) > this.limits.maxBytes
+      this.queued + this.inflight.size >= this.owner.queue.maxMessages ||
+      this.bytes + cost(message) > this.owner.queue.maxBytes
     );
   }
 
@@ -72,7 +74,8 @@ export class Session {
 
   private over(share: number): boolean {
     return (
-      this.queued + this.inflight.size > this.limits.maxMessages * share || this.bytes > this.limits.maxBytes * share
+      this.queued + this.inflight.size > this.owner.queue.maxMessages * share ||
+      this.bytes > this.owner.queue.maxBytes * share
     );
   }
 

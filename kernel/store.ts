@@ -26,6 +26,7 @@ export interface Store {
 }
 
 export interface StoreOptions {
+  /** Read at each use, so that it may change. */
   readonly queue: QueueLimits;
   readonly topicCacheSize: number;
   /** Called with what a session lost and why: `queue_full`, `qos0_busy`, `qos0_offline`. */
@@ -195,7 +196,7 @@ function openProxy(proxy: string, options: StoreOptions, check: () => void): Pro
       const held: Held = resumed
         ? old
         : {
-            session: new Session(clientId, clean, options.queue),
+            session: new Session(clientId, clean, options),
             handle: undefined,
             info,
             connectedAt: now,

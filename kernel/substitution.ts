@@ -11,8 +11,15 @@ export interface Substituted {
   readonly problems: readonly string[];
 }
 
-/** Undefined where the text has nothing to substitute. `folder` is what `${file:...}` is relative to. */
-export function substitute(text: string, env: NodeJS.ProcessEnv, folder: string): Substituted | undefined {
+export interface Surroundings {
+  readonly env: NodeJS.ProcessEnv;
+  /** What `${file:...}` is relative to. */
+  readonly folder: string;
+  readonly onRead?: (file: string) => void;
+}
+
+/** Undefined where the text has nothing to substitute. */
+export function substitute(text: string, { env, folder, onRead }: Surroundings): Substituted | undefined {
   if (!text.includes("${")) return undefined;
   const problems: string[] = [];
   let fromFile = false;
@@ -23,6 +30,7 @@ export function substitute(text: string, env: NodeJS.ProcessEnv, folder: string)
     if (file !== undefined) {
       fromFile = true;
       try {
+        onRead?.(resolve(folder, file));
         return readFileSync(resolve(folder, file), "utf8").replace(/\r?\n$/, "");
       } catch (error) {
         problems.push(`${found} can't be read: ${(error as Error).message}`);

@@ -17,8 +17,9 @@ export interface Cli {
   readonly colors: boolean;
 }
 
-interface ConfigOption {
+interface Options {
   readonly config?: string;
+  readonly watch: boolean;
 }
 
 const exitCodes = `
@@ -41,9 +42,14 @@ export async function main(args: readonly string[], bins: readonly string[]): Pr
     .configureOutput({ writeOut: (text) => stdout.write(text), writeErr: (text) => stderr.write(text) });
   // A subcommand inherits exitOverride and output only when it is made after them.
   // Each is imported when it is run: the whole gateway need not be loaded to print a version.
-  own(program, "run", "start the gateway and run until SIGINT or SIGTERM", async (path) => {
-    code = await (await import("./run.ts")).run(cli, path);
-  });
+  own(
+    program,
+    "run",
+    "start the gateway and run until SIGINT or SIGTERM; SIGHUP reads the config again",
+    async (config, { watch }) => {
+      code = await (await import("./run.ts")).run(cli, { watch, ...(config === undefined ? {} : { config }) });
+    },
+  ).option("--no-watch", "do not follow changes of the config's files");
   own(program, "check", "validate the config as run would, and start nothing", async (path) => {
     code = await (await import("./check.ts")).check(cli, path);
   });
@@ -74,13 +80,18 @@ export async function main(args: readonly string[], bins: readonly string[]): Pr
   }
 }
 
-function own(program: Command, name: string, description: string, action: (path?: string) => Promise<void>): void {
-  program
+function own(
+  program: Command,
+  name: string,
+  description: string,
+  action: (path: string | undefined, options: Options) => Promise<void>,
+): Command {
+  return program
     .command(name)
     .description(description)
     .option("-c, --config <file|folder>", "the config; without it sluice.yaml is looked for here and above")
     .addHelpText("after", exitCodes)
-    .action((options: ConfigOption) => action(options.config));
+    .action((options: Options) => action(options.config, options));
 }
 
 /** For the help and for "did you mean": the plugins' code is not run. */

@@ -2,39 +2,49 @@
 import { constants } from "node:os";
 import { pino, type DestinationStream, type Logger } from "pino";
 import { loadSpec } from "../config.ts";
-import { SluiceError } from "../errors.ts";
-import { type Gateway, startGateway } from "../gateway.ts";
+import { createGateway, type Gateway } from "../gateway.ts";
+import { createReloader } from "../reload.ts";
+import { watchInputs } from "../watch.ts";
 import type { Cli } from "./main.ts";
 import { count, problemLine } from "./report.ts";
 
-export async function run(cli: Cli, path: string | undefined): Promise<number> {
-  const { spec, registry, problems, warnings } = await loadSpec({ ...cli, ...(path === undefined ? {} : { path }) });
-  if (spec === undefined) {
+export async function run(cli: Cli, { config, watch }: { config?: string; watch: boolean }): Promise<number> {
+  // The config says the level, and whether it can be read at all is not known yet.
+  const log = pino({ timestamp: pino.stdTimeFunctions.isoTime }, await logStream(cli));
+  const gateway = createGateway({ log, version: cli.version });
+  const reloader = createReloader({
+    load: () => loadSpec({ ...cli, ...(config === undefined ? {} : { path: config }) }),
+    gateway,
+    log,
+  });
+  const signals = catchSignals();
+  const { plan, problems, inputs } = await reloader.reload("start");
+  if (!plan) {
+    signals.release();
     for (const problem of problems) cli.stderr.write(problemLine(problem, "problem", cli.colors));
     cli.stderr.write(`${count(problems.length, "problem")}: nothing was started\n`);
     return 1;
   }
-  const log = pino({ level: spec.gateway.log.level, timestamp: pino.stdTimeFunctions.isoTime }, await logStream(cli));
-  for (const { where, message } of warnings) log.warn({ where }, message);
+  surviveStrays(gateway, log);
+  // Where logs are read by a program, stdout is theirs alone.
+  const banner = cli.stdout.isTTY ? cli.stdout : cli.stderr;
+  for (const line of gateway.summary()) banner.write(`${line}\n`);
 
-  const signals = catchSignals();
-  try {
-    const gateway = await startGateway({ spec, registry, log, version: cli.version });
-    surviveStrays(gateway, log);
-    // Where logs are read by a program, stdout is theirs alone.
-    const banner = cli.stdout.isTTY ? cli.stdout : cli.stderr;
-    for (const line of gateway.summary()) banner.write(`${line}\n`);
-    const signal = await signals.first;
-    log.info({ signal }, "stopping");
-    await gateway.stop();
-    return 0;
-  } catch (error) {
-    if (!(error instanceof SluiceError)) throw error;
-    cli.stderr.write(`sluice could not start: ${error.message}\n`);
-    return 1;
-  } finally {
-    signals.release();
-  }
+  const reload = async (by: string): Promise<void> => {
+    // What a config that is no good was read from is watched too: that is where it will be mended.
+    await watcher?.follow((await reloader.reload(by)).inputs);
+  };
+  const watcher = watch ? watchInputs({ onChange: () => void reload("file") }) : undefined;
+  await watcher?.follow(inputs);
+  const onHangup = (): void => void reload("signal");
+  process.on("SIGHUP", onHangup);
+  const signal = await signals.first;
+  log.info({ signal }, "stopping");
+  watcher?.close();
+  process.off("SIGHUP", onHangup);
+  await gateway.stop();
+  signals.release();
+  return 0;
 }
 
 /**

@@ -5,7 +5,8 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { pino } from "pino";
 import { loadSpec } from "../../kernel/config.ts";
-import { type Gateway, startGateway } from "../../kernel/gateway.ts";
+import { createGateway, type Gateway } from "../../kernel/gateway.ts";
+import { createReloader, type Reloaded } from "../../kernel/reload.ts";
 
 export interface TestGateway {
   readonly gateway: Gateway;
@@ -20,6 +21,8 @@ export interface TestGateway {
   readonly logs: readonly Record<string, unknown>[];
   /** A metric's value summed over the series that have these labels. */
   readonly metric: (name: string, labels?: Record<string, string>) => Promise<number>;
+  /** Writes the config and has it read again. */
+  readonly reload: (yaml: string) => Promise<Reloaded>;
   /** Also removes the folder. */
   readonly stop: () => Promise<void>;
 }
@@ -33,17 +36,16 @@ export async function startTestGateway(
 ): Promise<TestGateway> {
   const folder = options.folder ?? (await mkdtemp(join(tmpdir(), "sluice-")));
   const file = join(folder, "sluice.yaml");
-  await writeFile(file, yaml.includes("AdminAPI") ? yaml : `${yaml}\n---\nkind: AdminAPI\nname: admin-api\nport: 0\n`);
-  const { spec, registry, problems } = await loadSpec({
-    path: file,
-    cwd: folder,
-    env: { ...process.env, ...options.env },
-    bins: [bin],
-  });
-  if (!spec) throw new Error(problems.map(({ where, message }) => `${where}: ${message}`).join("\n"));
+  const write = (text: string): Promise<void> =>
+    writeFile(file, text.includes("AdminAPI") ? text : `${text}\n---\nkind: AdminAPI\nname: admin-api\nport: 0\n`);
+  await write(yaml);
   const logs: Record<string, unknown>[] = [];
   const log = pino({ level: "debug" }, { write: (line: string) => void logs.push(JSON.parse(line)) });
-  const gateway = await startGateway({ spec, registry, log, version: "0.0.0-test" });
+  const gateway = createGateway({ log, version: "0.0.0-test" });
+  const load = () => loadSpec({ path: file, cwd: folder, env: { ...process.env, ...options.env }, bins: [bin] });
+  const reloader = createReloader({ load, gateway, log });
+  const { plan, problems } = await reloader.reload("start");
+  if (!plan) throw new Error(problems.map(({ where, message }) => `${where}: ${message}`).join("\n"));
   const statusOf = (name: string): string => String(gateway.host.proxies.get(name)?.status().address);
   const port = (name = "mqttproxy"): number => Number(statusOf(name).split(":").at(-1));
   const detail = gateway.host.health().find(({ name }) => name === "admin-api")?.detail ?? "";
@@ -61,6 +63,10 @@ export async function startTestGateway(
         .filter((line) => line.startsWith(`${name}{`) || line.startsWith(`${name} `))
         .filter((line) => Object.entries(labels).every(([label, value]) => line.includes(`${label}="${value}"`)))
         .reduce((sum, line) => sum + Number(line.split(" ").at(-1)), 0);
+    },
+    async reload(next) {
+      await write(next);
+      return reloader.reload("file");
     },
     async stop() {
       await gateway.stop();

@@ -21,12 +21,11 @@ interface Use {
   results?: string[];
   discards?: string[];
   concurrent?: boolean;
-  close?: () => void;
 }
 
 function build(uses: Record<string, Use>, flow?: Partial<FlowNode>[], timeoutMs = 5000): Pipeline {
   const filters = new Map<string, FilterInstance>();
-  for (const [name, { handle, results = [], discards = [], concurrent = false, close }] of Object.entries(uses)) {
+  for (const [name, { handle, results = [], discards = [], concurrent = false }] of Object.entries(uses)) {
     const filter: Filter = { handle };
     const kind: FilterKind = {
       kind: `Kind-${name}`,
@@ -36,7 +35,7 @@ function build(uses: Record<string, Use>, flow?: Partial<FlowNode>[], timeoutMs 
       concurrent,
       create: () => filter,
     };
-    filters.set(name, { name, kind, filter, close: async () => close?.() });
+    filters.set(name, { name, kind, filter, options: {}, close: () => Promise.resolve() });
   }
   const used: Partial<FlowNode>[] = flow ?? Object.keys(uses).map((filter) => ({ filter }));
   const nodes = used.map((node) => ({
@@ -276,20 +275,45 @@ test("the deadline is a fault, aborts the signal, and frees the lane", async () 
   assert.deepEqual(await behind, { kind: "passed" });
 });
 
-test("close waits for the packets under way, then closes the filters, last first", async () => {
-  const closed: string[] = [];
+test("drained waits for the packets under way", async () => {
   let go: () => void = () => {};
-  const pipeline = build({
-    a: { handle: () => new Promise((resolve) => (go = resolve)), close: () => void closed.push("a") },
-    b: { handle: () => {}, close: () => void closed.push("b") },
-  });
+  let isDrained = false;
+  const pipeline = build({ a: { handle: () => new Promise((resolve) => (go = resolve)) } });
   const under = run(pipeline, job("t"));
-  const closing = pipeline.close();
+  const draining = pipeline.drained().then(() => (isDrained = true));
   await turn();
-  assert.deepEqual(closed, []);
+  assert.equal(isDrained, false);
   go();
-  await Promise.all([under, closing]);
-  assert.deepEqual(closed, ["b", "a"]);
+  await Promise.all([under, draining]);
+});
+
+test("packets of a newer generation wait for the connection's packets in the older one", async () => {
+  const gates: (() => void)[] = [];
+  const seen: string[] = [];
+  const sink = (name: string): Use => ({
+    concurrent: true,
+    handle(ctx) {
+      seen.push(`${name} ${topicOf(ctx)}`);
+      return new Promise((resolve) => gates.push(resolve));
+    },
+  });
+  const [old, fresh] = [build({ a: sink("old") }), build({ a: sink("new") })];
+  const lane = createLane();
+  const runs = [
+    run(old, job("1", lane)),
+    run(old, job("2", lane)),
+    run(fresh, job("3", lane)),
+    run(fresh, job("4", lane)),
+  ];
+  assert.deepEqual(seen, ["old 1", "old 2"]);
+  gates[1]?.();
+  await runs[1];
+  assert.deepEqual(seen, ["old 1", "old 2"]);
+  gates[0]?.();
+  await runs[0];
+  assert.deepEqual(seen, ["old 1", "old 2", "new 3", "new 4"]);
+  for (const go of gates) go();
+  await Promise.all(runs);
 });
 
 test("10,000 packets of one lane through a filter that answers later: all pass, in order", async () => {

@@ -1,0 +1,262 @@
+/** What runs: built beside the running generation, swapped in at once, the old one retired afterwards. */
+import { messageOf, SluiceError } from "./errors.ts";
+import { createHost, type HostSource } from "./host.ts";
+import { createPipeline, type FilterInstance, type Pipeline } from "./pipeline.ts";
+import type { Clock, Service } from "./plugin.ts";
+import { filtersOf } from "./plan.ts";
+import { createProxy, type Proxy, type ProxyChange } from "./proxy.ts";
+import type { FilterSpec, PipelineSpec, ServiceSpec, Spec } from "./spec.ts";
+import type { Store } from "./store.ts";
+import { isDeepStrictEqual } from "node:util";
+
+export interface ServiceInstance {
+  readonly spec: ServiceSpec;
+  readonly service: Service;
+  readonly close: () => Promise<void>;
+}
+
+export interface Generation {
+  readonly spec: Spec | undefined;
+  /** By `pipeline/filter`. */
+  readonly filters: ReadonlyMap<string, FilterInstance>;
+  readonly pipelines: ReadonlyMap<string, Pipeline>;
+  readonly services: ReadonlyMap<string, ServiceInstance>;
+  readonly proxies: ReadonlyMap<string, Proxy>;
+}
+
+export const nothing: Generation = {
+  spec: undefined,
+  filters: new Map(),
+  pipelines: new Map(),
+  services: new Map(),
+  proxies: new Map(),
+};
+
+/** A generation that is ready to run: one of `commit` and `rollback` is called, once; `retire` after `commit`. */
+export interface Candidate {
+  readonly next: Generation;
+  /** Can't fail. */
+  commit(): void;
+  /** Closes what was built; the running generation has not been touched. */
+  rollback(): Promise<void>;
+  /** Lets what is under way in the old generation finish, then closes what the new one does not use. */
+  retire(): Promise<void>;
+}
+
+export interface Workshop {
+  readonly source: HostSource;
+  readonly store: Store;
+  readonly clock: Clock;
+  /** The running generation's, at the time of the call. */
+  pipeline(name: string): Pipeline | undefined;
+}
+
+/** How long a filter's `create` or a service's `start` may take. */
+const startDeadlineMs = 10_000;
+
+/** How long a service's `stop` or a filter's `close` may take before the others are closed without it. */
+const closeDeadlineMs = 10_000;
+
+/** @throws SluiceError FILTER_CREATE_FAILED, SERVICE_START_FAILED, LISTEN_FAILED, PLUGIN_START_TIMEOUT; nothing is left open then. */
+export async function buildGeneration(running: Generation, spec: Spec, workshop: Workshop): Promise<Candidate> {
+  const { source } = workshop;
+  const built: { name: string; close: () => Promise<unknown> }[] = [];
+  const filters = new Map<string, FilterInstance>();
+  const services = new Map<string, ServiceInstance>();
+  const proxies = new Map<string, Proxy>();
+  const changes: ProxyChange[] = [];
+  const rollback = async (): Promise<void> => closeAll(built.toReversed(), source);
+  try {
+    for (const wanted of filtersOf(spec)) {
+      const old = running.filters.get(wanted.name);
+      if (old && old.kind === wanted.kind && isDeepStrictEqual(old.options, wanted.options)) {
+        filters.set(wanted.name, old);
+        continue;
+      }
+      const made = await createFilter(wanted, source);
+      built.push({ name: wanted.name, close: made.close });
+      filters.set(wanted.name, made);
+    }
+    for (const wanted of spec.proxies) {
+      const proxy =
+        running.proxies.get(wanted.name) ??
+        createProxy(wanted, {
+          pipeline: (name) => workshop.pipeline(name),
+          store: workshop.store,
+          metrics: source.metrics,
+          log: source.log.child({ proxy: wanted.name }),
+          clock: workshop.clock,
+        });
+      const change = await proxy.prepare(wanted);
+      built.push({ name: wanted.name, close: () => change.rollback() });
+      changes.push(change);
+      proxies.set(wanted.name, proxy);
+    }
+    // Last, since a service that has adopted is the one that a rollback concerns most.
+    for (const wanted of spec.services) {
+      const old = running.services.get(wanted.name);
+      if (old && old.spec.kind === wanted.kind && isDeepStrictEqual(old.spec.options, wanted.options)) {
+        services.set(wanted.name, old);
+        continue;
+      }
+      const made = await startService(wanted, old?.spec.kind === wanted.kind ? old.service : undefined, source);
+      built.push({ name: wanted.name, close: made.close });
+      services.set(wanted.name, made);
+    }
+  } catch (error) {
+    await rollback();
+    throw error;
+  }
+  const pipelines = new Map(
+    spec.pipelines.map((wanted) => [wanted.name, pipelineOf(wanted, running, filters, source)] as const),
+  );
+  return {
+    next: { spec, filters, pipelines, services, proxies },
+    rollback,
+    commit() {
+      for (const [name, { filter, kind }] of filters) {
+        const old = running.filters.get(name);
+        if (!old || old.filter === filter || old.kind !== kind) continue;
+        try {
+          filter.adopt?.(old.filter);
+        } catch (error) {
+          source.log.error({ filter: name, error: messageOf(error) }, "A filter could not adopt the one it replaces");
+        }
+      }
+      for (const change of changes) change.commit();
+    },
+    async retire() {
+      const drainMs = spec.gateway.drainTimeoutMs;
+      const gone = <T>(old: ReadonlyMap<string, T>, next: ReadonlyMap<string, T>): [string, T][] =>
+        [...old].filter(([name, each]) => next.get(name) !== each);
+      await closeAll(
+        [
+          ...gone(running.proxies, proxies).map(([name, proxy]) => ({ name, close: () => proxy.stop(drainMs) })),
+          ...gone(running.services, services).map(([name, each]) => ({ name, close: () => each.close() })),
+          ...gone(running.pipelines, pipelines).map(([name, pipeline]) => ({ name, close: () => pipeline.drained() })),
+          ...gone(running.filters, filters).map(([name, each]) => ({ name, close: () => each.close() })),
+        ],
+        source,
+        drainMs,
+      );
+    },
+  };
+}
+
+/** In the order given; one that fails or hangs doesn't keep the others open. */
+export async function closeAll(
+  each: readonly { name: string; close: () => Promise<unknown> }[],
+  { log }: HostSource,
+  extraMs = 0,
+): Promise<void> {
+  for (const { name, close } of each) {
+    try {
+      await within(closeDeadlineMs + extraMs, close(), `${name} did not close`);
+    } catch (error) {
+      log.error({ object: name, error: messageOf(error) }, "Closing failed");
+    }
+  }
+}
+
+/** The running one where nothing of it differs: it goes on with the packets it has. */
+function pipelineOf(
+  wanted: PipelineSpec,
+  running: Generation,
+  filters: ReadonlyMap<string, FilterInstance>,
+  source: HostSource,
+): Pipeline {
+  const old = running.pipelines.get(wanted.name);
+  const oldSpec = running.spec?.pipelines.find(({ name }) => name === wanted.name);
+  const own = new Map(
+    wanted.filters.flatMap(({ name }) => {
+      const instance = filters.get(`${wanted.name}/${name}`);
+      return instance ? [[name, instance] as const] : [];
+    }),
+  );
+  const isSame =
+    oldSpec !== undefined &&
+    isDeepStrictEqual(
+      [oldSpec.flow, oldSpec.data, oldSpec.timeoutMs, oldSpec.filters.map(({ name }) => name)],
+      [wanted.flow, wanted.data, wanted.timeoutMs, wanted.filters.map(({ name }) => name)],
+    ) &&
+    [...own].every(([name, instance]) => running.filters.get(`${wanted.name}/${name}`) === instance);
+  return old && isSame ? old : createPipeline(wanted, own, source);
+}
+
+async function createFilter({ name, kind, options }: FilterSpec, source: HostSource): Promise<FilterInstance> {
+  const [pipeline, filterName] = splitName(name);
+  const { host, abort } = createHost(source, name, { pipeline, filter: filterName });
+  try {
+    const filter = await within(
+      startDeadlineMs,
+      Promise.try(() => kind.create(options, host)),
+      `${name} (${kind.kind}) was not created`,
+    );
+    return {
+      name: filterName,
+      kind,
+      filter,
+      options,
+      async close() {
+        await filter.close?.();
+        abort();
+      },
+    };
+  } catch (error) {
+    abort();
+    throw failure("FILTER_CREATE_FAILED", `${pipeline} > ${filterName}: ${kind.kind} can't be created`, error);
+  }
+}
+
+async function startService(
+  spec: ServiceSpec,
+  previous: Service | undefined,
+  source: HostSource,
+): Promise<ServiceInstance> {
+  const { name, kind, options } = spec;
+  const { host, abort } = createHost(source, name, { service: name });
+  let service: Service | undefined;
+  const close = async (): Promise<void> => {
+    await service?.stop?.();
+    abort();
+  };
+  try {
+    await within(
+      startDeadlineMs,
+      Promise.try(async () => {
+        service = await kind.create(options, host);
+        if (previous) service.adopt?.(previous);
+        await service.start?.();
+      }),
+      `${name} (${kind.kind}) did not start`,
+    );
+    return { spec, service: service as unknown as Service, close };
+  } catch (error) {
+    await close();
+    throw failure("SERVICE_START_FAILED", `${name}: ${kind.kind} can't be started`, error);
+  }
+}
+
+function splitName(name: string): [string, string] {
+  const at = name.indexOf("/");
+  return [name.slice(0, at), name.slice(at + 1)];
+}
+
+function failure(code: "FILTER_CREATE_FAILED" | "SERVICE_START_FAILED", what: string, error: unknown): SluiceError {
+  if (error instanceof SluiceError && error.code === "PLUGIN_START_TIMEOUT") return error;
+  return new SluiceError(code, `${what}: ${messageOf(error)}`, { cause: error });
+}
+
+/** @throws SluiceError PLUGIN_START_TIMEOUT */
+async function within<T>(ms: number, work: Promise<T>, what: string): Promise<T> {
+  const timer = Promise.withResolvers<never>();
+  const handle = setTimeout(
+    () => timer.reject(new SluiceError("PLUGIN_START_TIMEOUT", `${what} within ${ms / 1000} s`)),
+    ms,
+  );
+  try {
+    return await Promise.race([work, timer.promise]);
+  } finally {
+    clearTimeout(handle);
+  }
+}

@@ -1,0 +1,131 @@
+/** Pure: (running, wanted) -> what is kept, built, changed and dropped. */
+import { isDeepStrictEqual } from "node:util";
+import type { FilterSpec, PipelineSpec, ProxySpec, Spec } from "./spec.ts";
+
+export type Action = "keep" | "build" | "change" | "drop";
+
+export interface PlanItem {
+  /** MQTTProxy, Pipeline, Gateway, or the kind of a filter or service. */
+  readonly kind: string;
+  /** Of a filter: `pipeline/filter`. */
+  readonly name: string;
+  readonly action: Action;
+  /** Of a change: the options that differ. */
+  readonly fields: readonly string[];
+  /** What does not take effect at once, in words: "new connections: maxInflight". */
+  readonly notes: readonly string[];
+}
+
+export interface Plan {
+  readonly items: readonly PlanItem[];
+  /** Nothing is built, changed or dropped. */
+  readonly isEmpty: boolean;
+}
+
+/** Proxy options that connections which are open already don't get. */
+const forNewConnections = [
+  "maxPacketBytes",
+  "maxInflight",
+  "connectTimeoutMs",
+  "useTLS",
+  "certificate",
+  "handshakeTimeoutMs",
+];
+
+/** Proxy options that are only read at the start. */
+const atStart = ["topicCacheSize"];
+
+/** @throws never; `running` is undefined at the start */
+export function makePlan(running: Spec | undefined, wanted: Spec): Plan {
+  const items = [
+    ...gatewayItems(running, wanted),
+    ...compare(running?.services ?? [], wanted.services, (old, next) => ({
+      kind: next.kind.kind,
+      fields: old.kind === next.kind ? differing(old.options, next.options) : ["kind"],
+    })),
+    ...compare(filtersOf(running), filtersOf(wanted), (old, next) => ({
+      kind: next.kind.kind,
+      fields: old.kind === next.kind ? differing(old.options, next.options) : ["kind"],
+    })),
+    ...compare(running?.pipelines ?? [], wanted.pipelines, (old, next) => ({
+      kind: "Pipeline",
+      fields: differing(shapeOf(old), shapeOf(next)),
+    })),
+    ...compare(running?.proxies ?? [], wanted.proxies, (old, next) => ({
+      kind: "MQTTProxy",
+      fields: differing(old, next),
+      notes: proxyNotes(old, next),
+    })),
+  ];
+  return { items, isEmpty: items.every(({ action }) => action === "keep") };
+}
+
+export function actionOf(plan: Plan, kind: string, name: string): Action {
+  return plan.items.find((item) => item.kind === kind && item.name === name)?.action ?? "keep";
+}
+
+interface Named {
+  readonly name: string;
+  readonly kind?: { readonly kind: string };
+}
+
+function compare<T extends Named>(
+  running: readonly T[],
+  wanted: readonly T[],
+  diff: (old: T, next: T) => { kind: string; fields: readonly string[]; notes?: readonly string[] },
+): PlanItem[] {
+  const old = new Map(running.map((each) => [each.name, each]));
+  const names = new Set(wanted.map(({ name }) => name));
+  const items = wanted.map((next): PlanItem => {
+    const previous = old.get(next.name);
+    const { kind, fields, notes = [] } = diff(previous ?? next, next);
+    const action = !previous ? "build" : fields.length > 0 ? "change" : "keep";
+    return { kind, name: next.name, action, fields, notes };
+  });
+  const dropped = running
+    .filter(({ name }) => !names.has(name))
+    .map((each): PlanItem => ({ kind: diff(each, each).kind, name: each.name, action: "drop", fields: [], notes: [] }));
+  return [...items, ...dropped];
+}
+
+/** The filters of all pipelines, each by `pipeline/filter`. */
+export function filtersOf(spec: Spec | undefined): FilterSpec[] {
+  return (spec?.pipelines ?? []).flatMap((pipeline) =>
+    pipeline.filters.map((filter) => ({ ...filter, name: `${pipeline.name}/${filter.name}` })),
+  );
+}
+
+/** What a pipeline is beside its filters' options. */
+function shapeOf({ flow, filters, data, timeoutMs }: PipelineSpec): object {
+  return { flow, filters: filters.map(({ name, kind }) => `${name}: ${kind.kind}`), data, timeoutMs };
+}
+
+function proxyNotes(old: ProxySpec, next: ProxySpec): string[] {
+  const fields = differing(old, next);
+  const late = fields.filter((field) => forNewConnections.includes(field));
+  const restart = fields.filter((field) => atStart.includes(field));
+  return [
+    ...(fields.includes("host") || fields.includes("port")
+      ? ["binds its new address; connections of the old one stay"]
+      : []),
+    ...(late.length > 0 ? [`for new connections: ${late.join(", ")}`] : []),
+    ...(restart.length > 0 ? [`after a restart: ${restart.join(", ")}`] : []),
+  ];
+}
+
+function gatewayItems(running: Spec | undefined, wanted: Spec): PlanItem[] {
+  if (!running) return [];
+  const fields = differing(running.gateway, wanted.gateway);
+  if (fields.length === 0) return [];
+  return [{ kind: "Gateway", name: "gateway", action: "change", fields, notes: [] }];
+}
+
+/** The names of the members that differ; `value` where the two are no objects. */
+function differing(old: unknown, next: unknown): string[] {
+  if (isDeepStrictEqual(old, next)) return [];
+  if (typeof old !== "object" || typeof next !== "object" || old === null || next === null) return ["value"];
+  const [a, b] = [old as Record<string, unknown>, next as Record<string, unknown>];
+  return [...new Set([...Object.keys(a), ...Object.keys(b)])]
+    .filter((key) => !isDeepStrictEqual(a[key], b[key]))
+    .toSorted();
+}
