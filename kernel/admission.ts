@@ -20,6 +20,8 @@ export interface Admission {
 export interface AdmissionDeps {
   readonly store: ProxyStore;
   now(): number;
+  /** An address is no longer counted, for there are too many. */
+  forgotten(): void;
   run(job: Job, done: (outcome: Outcome) => void): Outcome | undefined;
   /** Is there no place for this client? */
   isFull(clientId: string): boolean;
@@ -44,7 +46,9 @@ const connackCodes: Partial<Record<Reason, ConnackCode>> = {
 export function createAdmission(initial: RateLimit | undefined, deps: AdmissionDeps): Admission {
   const now = (): number => deps.now();
   // Before authentication the limit counts an address, so that strangers can't use up what is everybody's.
-  let addressLimit = initial && createKeyedLimiter(initial, now, maxAddresses);
+  const byAddress = (limit: RateLimit) =>
+    createKeyedLimiter(limit, { now, max: maxAddresses, forgotten: () => deps.forgotten() });
+  let addressLimit = initial && byAddress(initial);
   let proxyLimit = initial && createLimiter(initial, now);
 
   function refuse(connection: Connection, reason: Reason, clientId: string, error?: unknown): void {
@@ -81,7 +85,7 @@ export function createAdmission(initial: RateLimit | undefined, deps: AdmissionD
 
   return {
     limit(to) {
-      addressLimit = to && createKeyedLimiter(to, now, maxAddresses);
+      addressLimit = to && byAddress(to);
       proxyLimit = to && createLimiter(to, now);
     },
     admit(connection, connect) {

@@ -28,6 +28,8 @@ export interface ConnectionOwner {
   onRefusal(connection: Connection, refusal: Refusal): void;
   /** A defect of ours met by this client's bytes: the connection is closed, the others live on. */
   onFailure(connection: Connection, error: unknown): void;
+  /** Nothing is read from now on. @param why one bit of `pause` */
+  onPaused(connection: Connection, why: number): void;
   /** There is room for deliveries again. */
   onDrain(connection: Connection): void;
   onClosed(connection: Connection, why: CloseReason): void;
@@ -136,8 +138,10 @@ export class Connection {
   }
 
   pause(why: number): void {
+    if ((this.paused & why) !== 0) return;
     if (this.paused === 0) this.socket.pause();
     this.paused |= why;
+    this.owner.onPaused(this, why);
   }
 
   resume(why: number): void {

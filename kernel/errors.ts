@@ -18,7 +18,6 @@ export const codes = {
   UNSUPPORTED_VERSION: "a client that speaks a version of MQTT which is not served",
   PACKET_TOO_LARGE: "a packet over the maximum size",
   PIPELINE_DEADLINE: "a pipeline did not finish before its deadline",
-  PIPELINE_RETIRED: "the pipeline was closed while the packet was under way",
   QUEUE_FULL: "a session's queue is full",
   STORE_CLOSED: "the session store is closed",
 } as const;

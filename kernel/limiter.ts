@@ -50,13 +50,19 @@ export function createLimiter(limit: RateLimit, now: () => number): Limiter {
   };
 }
 
-/** One limiter a key, the least recently made given up beyond `max` keys: for limits an address. */
-export function createKeyedLimiter(limit: RateLimit, now: () => number, max: number): (key: string) => Limiter {
+/** One limiter a key, the oldest given up beyond `max` keys: for limits an address. */
+export function createKeyedLimiter(
+  limit: RateLimit,
+  { now, max, forgotten }: { now: () => number; max: number; forgotten: () => void },
+): (key: string) => Limiter {
   const limiters = new Map<string, Limiter>();
   return (key) => {
     let limiter = limiters.get(key);
     if (!limiter) {
-      if (limiters.size >= max) limiters.delete(limiters.keys().next().value ?? "");
+      if (limiters.size >= max) {
+        limiters.delete(limiters.keys().next().value ?? "");
+        forgotten();
+      }
       limiters.set(key, (limiter = createLimiter(limit, now)));
     }
     return limiter;

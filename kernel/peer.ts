@@ -204,8 +204,9 @@ export class Peer {
     const { handle } = this;
     const codes: number[] = [];
     for (const { topicFilter, qos, refused } of subscriptions) {
-      const isFull = handle.subscriptions.size >= maxSubscriptions && !handle.subscriptions.has(topicFilter);
-      if (!allowed || refused || isFull || topicFilterProblem(topicFilter) !== undefined) {
+      const why = this.refusal(topicFilter, allowed && !refused);
+      if (why !== undefined) {
+        this.deps.meters.subscriptionRefused(why);
         codes.push(refusedCode);
         continue;
       }
@@ -217,6 +218,13 @@ export class Peer {
     }
     this.deps.meters.sent("suback");
     this.connection.send(encodeSuback(packetId, codes));
+  }
+
+  private refusal(topicFilter: string, allowed: boolean): string | undefined {
+    const { subscriptions } = this.handle;
+    if (!allowed) return "policy";
+    if (topicFilterProblem(topicFilter) !== undefined) return "invalid";
+    return subscriptions.size >= maxSubscriptions && !subscriptions.has(topicFilter) ? "tooMany" : undefined;
   }
 
   private unsubscribe({ packetId, topicFilters }: InPacket & { cmd: "unsubscribe" }): void {

@@ -13,6 +13,9 @@ export interface ProxyMetrics {
   delayed(): void;
   dropped(reason: string, count?: number): void;
   withheld(reason: string): void;
+  paused(reason: string): void;
+  subscriptionRefused(reason: string): void;
+  addressForgotten(): void;
   accepted(): void;
   refused(reason: string): void;
   refusedBytes(code: string): void;
@@ -64,6 +67,12 @@ export function createProxyMetrics(
       "sluice_publishes_unacknowledged_total",
       "PUBLISH packets of QoS 1 that got no ack, by reason.",
       "reason",
+    ),
+    paused: by("sluice_connection_pauses_total", "Times that reading from a connection paused, by reason.", "reason"),
+    subscriptionRefused: by("sluice_subscriptions_refused_total", "Topic filters answered 0x80, by reason.", "reason"),
+    addressForgotten: one(
+      "sluice_rate_addresses_forgotten_total",
+      "Addresses that connectionLimit no longer counts because too many others came.",
     ),
     accepted: one("sluice_connects_accepted_total", "CONNECTs answered with CONNACK 0."),
     refused: by("sluice_connects_refused_total", "Connections refused, by reason.", "reason"),

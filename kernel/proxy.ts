@@ -122,6 +122,10 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
         ),
       );
     },
+    onPaused(_connection, why) {
+      const reason = pauseReasons.get(why);
+      if (reason !== undefined) meters.paused(reason);
+    },
     onDrain: (connection) => peers.get(connection)?.drained(),
     onClosed(connection, why) {
       connections.delete(connection);
@@ -158,6 +162,7 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
     now,
     run,
     // A client may always take its own connection over, also where every place is taken.
+    forgotten: () => meters.addressForgotten(),
     isFull: (clientId) =>
       spec.maxAllowedConnection > 0 && byClientId.size >= spec.maxAllowedConnection && !byClientId.has(clientId),
     admitted,
@@ -273,6 +278,13 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
     },
   };
 }
+
+/** Those worth counting: each CONNECT pauses for its pipeline, and a stop pauses everybody. */
+const pauseReasons = new Map<number, string>([
+  [pause.work, "work"],
+  [pause.limit, "limit"],
+  [pause.output, "output"],
+]);
 
 const closeReasons: Record<string, CloseReason> = {
   MALFORMED_PACKET: "malformedPacket",

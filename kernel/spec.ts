@@ -38,7 +38,7 @@ export interface ProxySpec {
   readonly maxPacketBytes: number;
   /** PUBLISH packets of one connection in work, beyond which its socket is paused. */
   readonly maxInWork: number;
-  /** Their payload bytes, likewise. */
+  /** Their bytes, likewise. */
   readonly maxInWorkBytes: number;
   /** QoS 1 deliveries a client may leave unacknowledged before more are sent. */
   readonly maxInflight: number;

@@ -252,6 +252,6 @@ describe("sluice run", () => {
     const { code, stderr } = await sluice("run", "-c", await write("taken.yaml", proxy(port)));
     server.close();
     assert.equal(code, 1);
-    assert.match(stderr, new RegExp(`^sluice could not start: .*${port}`));
+    assert.match(stderr, new RegExp(`can't listen on .*${port}.*another process has it`));
   });
 });

@@ -176,7 +176,7 @@ test("a new port is bound, the old one closed, and the connections of the old on
 test("a removed proxy drains: packets under way are acknowledged, then its clients are closed", async (t) => {
   const gateway = await start(t, { extra: "---\nkind: MQTTProxy\nname: second\nport: 0\nbrokerMode: true\n" });
   const client = await connect(gateway.url("second"), "c");
-  const closed = new Promise((resolve) => client.once("close", resolve));
+  const closed = new Promise<void>((resolve) => client.once("close", () => resolve()));
   const { plan } = await gateway.reload(yaml());
   assert.deepEqual(actions(plan), { second: "drop" });
   await closed;

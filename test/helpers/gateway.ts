@@ -45,7 +45,11 @@ export async function startTestGateway(
   const load = () => loadSpec({ path: file, cwd: folder, env: { ...process.env, ...options.env }, bins: [bin] });
   const reloader = createReloader({ load, gateway, log });
   const { plan, problems } = await reloader.reload("start");
-  if (!plan) throw new Error(problems.map(({ where, message }) => `${where}: ${message}`).join("\n"));
+  if (!plan) {
+    await gateway.stop();
+    const text = problems.map(({ where, message }) => `${where}: ${message}`).join("\n");
+    throw Object.assign(new Error(text), { code: problems[0]?.code });
+  }
   const statusOf = (name: string): string => String(gateway.host.proxies.get(name)?.status().address);
   const port = (name = "mqttproxy"): number => Number(statusOf(name).split(":").at(-1));
   const detail = gateway.host.health().find(({ name }) => name === "admin-api")?.detail ?? "";

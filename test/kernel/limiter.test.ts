@@ -44,10 +44,15 @@ test("one large cost overshoots and is paid back by the windows that follow", ()
 });
 
 test("a limit for each key, of a bounded number of keys", () => {
-  const of = createKeyedLimiter({ requestRate: 1, bytesRate: 0, timePeriod: 1 }, () => 0, 2);
+  let forgotten = 0;
+  const of = createKeyedLimiter(
+    { requestRate: 1, bytesRate: 0, timePeriod: 1 },
+    { now: () => 0, max: 2, forgotten: () => void forgotten++ },
+  );
   assert.equal(of("a").admit(0), true);
   assert.equal(of("a").admit(0), false);
   assert.equal(of("b").admit(0), true);
   assert.equal(of("c").admit(0), true);
   assert.equal(of("a").admit(0), true, "a was forgotten for c");
+  assert.equal(forgotten, 2);
 });
