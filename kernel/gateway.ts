@@ -6,8 +6,8 @@ import { buildGeneration, closeAll, type Generation, nothing, type Workshop } fr
 import { createHost, type HostSource, type RootLogger, type SharedHost, systemClock } from "./host.ts";
 import { kernelKinds } from "./kernel-kinds.ts";
 import { createMetrics } from "./metrics.ts";
-import { makePlan, type Plan } from "./plan.ts";
-import type { Host, ObjectHealth } from "./plugin.ts";
+import { makePlan } from "./plan.ts";
+import type { Host, ObjectHealth, Plan } from "./plugin.ts";
 import type { Registry } from "./registry.ts";
 import type { Spec } from "./spec.ts";
 import { createMemoryStore, type Store } from "./store.ts";

@@ -1,26 +1,7 @@
 /** Pure: (running, wanted) -> what is kept, built, changed and dropped. */
 import { isDeepStrictEqual } from "node:util";
+import type { Plan, PlanItem } from "./plugin.ts";
 import type { FilterSpec, PipelineSpec, ProxySpec, Spec } from "./spec.ts";
-
-export type Action = "keep" | "build" | "change" | "drop";
-
-export interface PlanItem {
-  /** MQTTProxy, Pipeline, Gateway, or the kind of a filter or service. */
-  readonly kind: string;
-  /** Of a filter: `pipeline/filter`. */
-  readonly name: string;
-  readonly action: Action;
-  /** Of a change: the options that differ. */
-  readonly fields: readonly string[];
-  /** What does not take effect at once, in words: "new connections: maxInflight". */
-  readonly notes: readonly string[];
-}
-
-export interface Plan {
-  readonly items: readonly PlanItem[];
-  /** Nothing is built, changed or dropped. */
-  readonly isEmpty: boolean;
-}
 
 /** Proxy options that connections which are open already don't get. */
 const forNewConnections = [
@@ -58,10 +39,6 @@ export function makePlan(running: Spec | undefined, wanted: Spec): Plan {
     })),
   ];
   return { items, isEmpty: items.every(({ action }) => action === "keep") };
-}
-
-export function actionOf(plan: Plan, kind: string, name: string): Action {
-  return plan.items.find((item) => item.kind === kind && item.name === name)?.action ?? "keep";
 }
 
 interface Named {

@@ -313,6 +313,25 @@ export interface KindInfo {
   readonly packets?: readonly PacketType[];
 }
 
+/** What a change of the config does to one object. */
+export interface PlanItem {
+  /** MQTTProxy, Pipeline, Gateway, or the kind of a filter or service. */
+  readonly kind: string;
+  /** Of a filter: `pipeline/filter`. */
+  readonly name: string;
+  readonly action: "keep" | "build" | "change" | "drop";
+  /** Of a change: the options that differ. */
+  readonly fields: readonly string[];
+  /** What does not take effect at once, in words: "for new connections: maxInflight". */
+  readonly notes: readonly string[];
+}
+
+export interface Plan {
+  readonly items: readonly PlanItem[];
+  /** Nothing is built, changed or dropped. */
+  readonly isEmpty: boolean;
+}
+
 export interface ObjectHealth extends Health {
   /** `pipeline/filter`, or a service's or proxy's name. */
   readonly name: string;

@@ -3,7 +3,7 @@ import type { LoadedSpec, Problem } from "./config.ts";
 import { type Code, messageOf, SluiceError } from "./errors.ts";
 import type { Gateway } from "./gateway.ts";
 import type { RootLogger } from "./host.ts";
-import type { Plan } from "./plan.ts";
+import type { Plan } from "./plugin.ts";
 
 export interface Reloaded {
   /** Undefined where it failed: what ran before goes on. */
