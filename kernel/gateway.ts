@@ -137,11 +137,11 @@ export function createGateway({ log, version }: { log: RootLogger; version: stri
       isReady = false;
       return (stopped ??= (async () => {
         await last;
-        const drainMs = running.spec?.gateway.drainTimeoutMs ?? 0;
+        const drain = running.spec?.gateway.drain ?? { timeoutMs: 0, rate: 0 };
         const reversed = <T>(map: ReadonlyMap<string, T>): [string, T][] => [...map].toReversed();
         await closeAll(
           [
-            ...reversed(running.proxies).map(([name, proxy]) => ({ name, close: () => proxy.stop(drainMs) })),
+            ...reversed(running.proxies).map(([name, proxy]) => ({ name, close: () => proxy.stop(drain) })),
             { name: "earlier generations", close: () => Promise.all(retiring) },
             ...reversed(running.services).map(([name, each]) => ({ name, close: () => each.close() })),
             ...reversed(running.pipelines).map(([name, pipeline]) => ({ name, close: () => pipeline.drained() })),
@@ -149,7 +149,7 @@ export function createGateway({ log, version }: { log: RootLogger; version: stri
             { name: "store", close: () => store.stop() },
           ],
           source,
-          drainMs,
+          drain.timeoutMs,
         );
       })());
     },

@@ -126,18 +126,18 @@ export async function buildGeneration(running: Generation, spec: Spec, workshop:
       for (const change of changes) change.commit();
     },
     async retire() {
-      const drainMs = spec.gateway.drainTimeoutMs;
+      const { drain } = spec.gateway;
       const gone = <T>(old: ReadonlyMap<string, T>, next: ReadonlyMap<string, T>): [string, T][] =>
         [...old].filter(([name, each]) => next.get(name) !== each);
       await closeAll(
         [
-          ...gone(running.proxies, proxies).map(([name, proxy]) => ({ name, close: () => proxy.stop(drainMs) })),
+          ...gone(running.proxies, proxies).map(([name, proxy]) => ({ name, close: () => proxy.stop(drain) })),
           ...gone(running.services, services).map(([name, each]) => ({ name, close: () => each.close() })),
           ...gone(running.pipelines, pipelines).map(([name, pipeline]) => ({ name, close: () => pipeline.drained() })),
           ...gone(running.filters, filters).map(([name, each]) => ({ name, close: () => each.close() })),
         ],
         source,
-        drainMs,
+        drain.timeoutMs,
       );
     },
   };

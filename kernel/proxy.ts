@@ -10,7 +10,7 @@ import { Peer, type PeerDeps } from "./peer.ts";
 import { createPipeline, type Job, type Outcome, type Pipeline } from "./pipeline.ts";
 import type { Client, Clock, Logger, Message, Metrics, ProxyHandle, PublishOutcome } from "./plugin.ts";
 import { createProxyMetrics } from "./proxy-metrics.ts";
-import type { ProxySpec } from "./spec.ts";
+import type { DrainSpec, ProxySpec } from "./spec.ts";
 import type { SessionHandle, Store } from "./store.ts";
 import { createThrottle } from "./throttle.ts";
 import { topicNameProblem } from "./topics.ts";
@@ -25,8 +25,8 @@ export interface Proxy extends ProxyHandle {
    * @throws SluiceError LISTEN_FAILED, CONFIG_INVALID; nothing has changed then
    */
   prepare(next: ProxySpec): Promise<ProxyChange>;
-  /** Stops accepting and reading, waits up to `drainMs` for the packets under way, closes every connection. */
-  stop(drainMs: number): Promise<void>;
+  /** Stops accepting, closes the connections at the drain's rate, each when its packets under way are through. */
+  stop(drain: DrainSpec): Promise<void>;
 }
 
 /** A change that is ready: one of the two is called, once. */
@@ -47,6 +47,9 @@ export interface ProxyDeps {
 
 /** Connections that have not been admitted yet; more are closed at once. */
 const maxPending = 20_000;
+
+/** How often a stop looks which connections may go. */
+const drainTickMs = 10;
 
 /** The deadline of a fan-out where no pipeline gives one. */
 const bareTimeoutMs = 30_000;
@@ -258,14 +261,29 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
       connections: byClientId.size,
       ...store.counts,
     }),
-    async stop(drainMs) {
+    async stop({ timeoutMs, rate }) {
       stopping = true;
       await listener?.close();
-      for (const connection of connections) connection.pause(pause.shutdown);
-      const until = performance.now() + drainMs;
+      const until = performance.now() + timeoutMs;
+      const staying = new Set(connections);
+      const leaving = new Set<Connection>();
       // Polled: it happens once in a gateway's life, and a counter on the hot path would cost every packet.
-      while (performance.now() < until && [...connections].some((connection) => connection.working > 0)) {
-        await new Promise((resolve) => setTimeout(resolve, 10));
+      for (let allowed = 1; performance.now() < until; allowed += (rate * drainTickMs) / 1000) {
+        for (const connection of staying) {
+          if (rate > 0 && allowed < 1) break;
+          allowed--;
+          staying.delete(connection);
+          // Nothing more is read from it; what was is finished.
+          connection.pause(pause.shutdown);
+          leaving.add(connection);
+        }
+        for (const connection of leaving) {
+          if (connection.working > 0) continue;
+          connection.close("shutdown");
+          leaving.delete(connection);
+        }
+        if (leaving.size + staying.size === 0) break;
+        await new Promise((resolve) => setTimeout(resolve, drainTickMs));
       }
       const closed = [...connections].map(
         ({ socket }) =>

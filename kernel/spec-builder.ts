@@ -74,7 +74,7 @@ function codeOf(filter: FilterEntry): FilterKind {
 interface GatewayOptions {
   readonly log: { readonly level: string };
   readonly plugins: { readonly dirs: readonly string[] };
-  readonly drain: { readonly timeout: number };
+  readonly drain: { readonly timeout: number; readonly rate: number };
   readonly hints: readonly string[];
 }
 
@@ -84,7 +84,7 @@ export function toGatewaySpec(options: Readonly<Record<string, unknown>> | undef
   return {
     log: { level: log?.level ?? "info" },
     plugins: { dirs: (plugins?.dirs ?? []).map((dir) => resolve(folder, dir)) },
-    drainTimeoutMs: (drain?.timeout ?? 10) * 1000,
+    drain: { timeoutMs: (drain?.timeout ?? 10) * 1000, rate: drain?.rate ?? 1000 },
     hints: hints ?? [],
   };
 }

@@ -81,11 +81,18 @@ export interface ServiceSpec {
   readonly options: unknown;
 }
 
+/** How a proxy, or the gateway, stops. */
+export interface DrainSpec {
+  /** How long packets under way and clients may take; what is left is closed at once. */
+  readonly timeoutMs: number;
+  /** Clients closed a second, so that they don't all come back, here or to another node, at one moment; 0 = all at once. */
+  readonly rate: number;
+}
+
 export interface GatewaySpec {
   readonly log: { readonly level: string };
   readonly plugins: { readonly dirs: readonly string[] };
-  /** How long a stop waits for packets under way. */
-  readonly drainTimeoutMs: number;
+  readonly drain: DrainSpec;
   /** Lines that the banner ends with: what a newcomer can try. */
   readonly hints: readonly string[];
 }

@@ -128,3 +128,36 @@ test("nothing that was acknowledged is missing from FileMQTT's file after a stop
     );
   }
 });
+
+test("clients are closed at drain.rate, and those whose turn has not come are served until it does", async (t) => {
+  const yaml = (drain: string) => `
+kind: Gateway
+name: gateway
+drain: ${drain}
+---
+kind: MQTTProxy
+name: mqttproxy
+port: 0
+brokerMode: true
+`;
+  const { url, gateway } = await startTestGateway(yaml("{timeout: 20, rate: 50}"));
+  t.after(() => gateway.stop());
+  const closedAt: number[] = [];
+  const clients = await Promise.all(
+    Array.from({ length: 25 }, async (_, n) => {
+      const client = await connectAsync(url(), { clientId: `c${n}`, reconnectPeriod: 0 });
+      client.on("close", () => closedAt.push(performance.now()));
+      return client;
+    }),
+  );
+  const from = performance.now();
+  const stopped = gateway.stop();
+  const last = clients.at(-1);
+  assert.ok(last);
+  await last.publishAsync("t", "still served", { qos: 1 });
+  assert.equal(last.connected, true);
+  await stopped;
+  while (closedAt.length < 25) await new Promise((resolve) => setTimeout(resolve, 5));
+  const took = Math.max(...closedAt) - from;
+  assert.ok(took > 350 && took < 10_000, `25 clients at 50 a second took ${took} ms`);
+});

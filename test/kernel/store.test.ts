@@ -81,7 +81,7 @@ test("the window: no more QoS 1 in flight than credit, the next on settle, all i
   assert.deepEqual(sub.topics(), ["t/0", "t/1", "t/2"], "a second PUBACK of the same message gives no credit");
 });
 
-test("a persistent session keeps QoS 1 while its client is away, and what was in flight comes first, again", async () => {
+test("A09: a persistent session keeps QoS 1 while its client is away, and what was in flight comes first, again", async () => {
   const { store, dropped } = open();
   const first = await connect(store, "s", { credit: 2, filters: [["t/+", 1]] });
   assert.equal(first.handle.present, false);
@@ -139,7 +139,7 @@ test("takeover: the old connection hears it, and its late calls do nothing to th
   );
 });
 
-test("remove: the connection hears it, the session is gone", async () => {
+test("A33: remove: the connection hears it, the session is gone", async () => {
   const { store } = open();
   const sub = await connect(store, "c", { filters: [["t", 1]] });
   assert.equal(await store.remove("c"), true);
