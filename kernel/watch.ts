@@ -7,29 +7,39 @@ import { createHash } from "node:crypto";
 import { type FSWatcher, watch } from "node:fs";
 import { readdir, readFile, stat } from "node:fs/promises";
 import { dirname, join } from "node:path";
+import { isDeepStrictEqual } from "node:util";
 
 export interface Watcher {
-  /** From here on these are watched: what a change is compared with is what they hold now. */
-  follow(inputs: ReadonlySet<string>): Promise<void>;
+  /** Before the config is read: what the files hold now is the oldest that the reading can be of. */
+  mark(): Promise<void>;
+  /**
+   * After it was read: from here on these are watched. What has changed since `mark`, or in a file that was not watched
+   * yet since `readAt` (ms since the epoch, when reading began), counts as a change.
+   */
+  follow(inputs: ReadonlySet<string>, readAt: number): Promise<void>;
   close(): void;
 }
+
+/** A file's time of change may lag behind the clock by a tick of the kernel. */
+const tickMs = 20;
 
 /** @param o.quietMs how long nothing may move before a change counts, so that half a file is not taken for a whole one */
 export function watchInputs(o: { onChange: () => void; quietMs?: number; pollMs?: number }): Watcher {
   const { quietMs = 250, pollMs = 2000 } = o;
   let inputs: ReadonlySet<string> = new Set();
-  let known = "";
+  let known: ReadonlyMap<string, string> = new Map();
   let folders = new Map<string, FSWatcher>();
   let quiet: NodeJS.Timeout | undefined;
   let isClosed = false;
-  const poll = setInterval(() => void look(), pollMs);
+  const poll = setInterval(hint, pollMs);
   poll.unref();
 
   /** Two looks with the same result, `quietMs` apart, are a change that is complete. */
-  async function look(before?: string): Promise<void> {
-    const seen = await fingerprint(inputs);
-    if (isClosed || seen === known) return;
-    if (seen === before) {
+  async function look(before?: ReadonlyMap<string, string>): Promise<void> {
+    quiet = undefined;
+    const seen = await digestAll(inputs);
+    if (isClosed || isDeepStrictEqual(seen, known)) return;
+    if (before && isDeepStrictEqual(seen, before)) {
       known = seen;
       o.onChange();
       return;
@@ -38,9 +48,9 @@ export function watchInputs(o: { onChange: () => void; quietMs?: number; pollMs?
     quiet = setTimeout(() => void look(seen), quietMs);
   }
 
+  /** Never puts a look off: in a folder where something always moves, none would come. */
   function hint(): void {
-    clearTimeout(quiet);
-    quiet = setTimeout(() => void look(), quietMs);
+    quiet ??= setTimeout(() => void look(), quietMs);
   }
 
   function watchFolders(): void {
@@ -55,10 +65,20 @@ export function watchInputs(o: { onChange: () => void; quietMs?: number; pollMs?
   }
 
   return {
-    async follow(next) {
+    async mark() {
+      known = await digestAll(inputs);
+    },
+    async follow(next, readAt) {
+      const found = new Map<string, string>();
+      for (const [input, content] of await digestAll(next)) {
+        const isOld = known.has(input) || (await changedAt(input)) < readAt - tickMs;
+        found.set(input, known.get(input) ?? (isOld ? content : "unknown"));
+      }
       inputs = next;
+      known = found;
       watchFolders();
-      known = await fingerprint(inputs);
+      // What happened before there was anything to hint at it.
+      hint();
     },
     close() {
       isClosed = true;
@@ -80,15 +100,20 @@ function tryWatch(path: string, onEvent: () => void): FSWatcher | undefined {
   }
 }
 
+async function digestAll(inputs: ReadonlySet<string>): Promise<Map<string, string>> {
+  return new Map(await Promise.all([...inputs].map(async (input) => [input, await digest(input)] as const)));
+}
+
 /** Of the content, so that a touch is no change; of a folder, the names of the config files in it and their content. */
-async function fingerprint(inputs: ReadonlySet<string>): Promise<string> {
+async function digest(input: string): Promise<string> {
   const hash = createHash("sha256");
   const add = async (path: string): Promise<void> => {
-    hash.update(`\0${path}\0`);
     try {
       if ((await stat(path)).isDirectory()) {
         for (const name of (await readdir(path)).toSorted()) {
-          if (/\.(ya?ml|json)$/.test(name)) await add(join(path, name));
+          if (!/\.(ya?ml|json)$/.test(name)) continue;
+          hash.update(`\0${name}\0`);
+          await add(join(path, name));
         }
       } else {
         hash.update(await readFile(path));
@@ -97,6 +122,15 @@ async function fingerprint(inputs: ReadonlySet<string>): Promise<string> {
       hash.update(`\0${(error as NodeJS.ErrnoException).code}`);
     }
   };
-  for (const input of [...inputs].toSorted()) await add(input);
+  await add(input);
   return hash.digest("hex");
+}
+
+/** Milliseconds since the epoch; of what isn't there, never. */
+async function changedAt(path: string): Promise<number> {
+  try {
+    return (await stat(path)).ctimeMs;
+  } catch {
+    return 0;
+  }
 }

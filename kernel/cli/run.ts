@@ -18,6 +18,7 @@ export async function run(cli: Cli, { config, watch }: { config?: string; watch:
     log,
   });
   const signals = catchSignals();
+  const startedAt = Date.now();
   const { plan, problems, inputs } = await reloader.reload("start");
   if (!plan) {
     signals.release();
@@ -31,18 +32,22 @@ export async function run(cli: Cli, { config, watch }: { config?: string; watch:
   for (const line of gateway.summary()) banner.write(`${line}\n`);
 
   const reload = async (by: string): Promise<void> => {
+    await watcher?.mark();
+    const readAt = Date.now();
     // What a config that is no good was read from is watched too: that is where it will be mended.
-    await watcher?.follow((await reloader.reload(by)).inputs);
+    const { inputs: read } = await reloader.reload(by);
+    await watcher?.follow(read, readAt);
   };
   const watcher = watch ? watchInputs({ onChange: () => void reload("file") }) : undefined;
-  await watcher?.follow(inputs);
+  await watcher?.follow(inputs, startedAt);
   const onHangup = (): void => void reload("signal");
   process.on("SIGHUP", onHangup);
   const signal = await signals.first;
   log.info({ signal }, "stopping");
   watcher?.close();
-  process.off("SIGHUP", onHangup);
   await gateway.stop();
+  // Only now: without a listener, a SIGHUP would end the process in the middle of its stop.
+  process.off("SIGHUP", onHangup);
   signals.release();
   return 0;
 }
