@@ -287,7 +287,7 @@ test("A22, L33: beyond maxAllowedConnection clients are refused, but may take th
   assert.equal(await connackOf(port(), { clientId: "a22-11" }), 3);
 });
 
-test("A23: beyond connectionLimit clients are refused until the next period", async (t) => {
+test("A23: beyond connectionLimit clients are refused", async (t) => {
   const { port } = await startProbedGateway(t, { connectionLimit: { requestRate: 5, timePeriod: 60 } });
   for (let index = 0; index < 5; index++) assert.equal(await connackOf(port(), { clientId: `a23-${index}` }), 0);
   assert.equal(await connackOf(port(), { clientId: "a23-6" }), 3);

@@ -185,6 +185,34 @@ test("L1: a filter that throws harms its packet alone, and the device that sends
   await other.publish("good");
 });
 
+test("what is under way when its client leaves, is lost or is taken over is finished, in order", async (t) => {
+  const { port, probes } = await startProbedGateway(t, { brokerMode: true }, { Publish: {} });
+  const gates = createGates();
+  probes.Publish.handle = gates.handle;
+  const watcher = await connectRaw(port(), "watcher");
+  await watcher.subscribe("#", 0);
+  const leaving = await connectRaw(port(), "leaving");
+  leaving.send(publishPacket("a", "leaving 1"), publishPacket("a", "leaving 2", 1), { cmd: "disconnect" });
+  const lost = await connectRaw(port(), "lost");
+  lost.send(publishPacket("a", "lost 1", 1));
+  const old = await connectRaw(port(), "same");
+  old.send(publishPacket("a", "old 1", 1));
+  await probes.Publish.entered(3);
+  lost.destroy();
+  const fresh = await connectRaw(port(), "same");
+  await Promise.all([leaving.expectClose(), old.expectClose()]);
+  gates.open("lost 1", "old 1", "leaving 1");
+  await probes.Publish.entered(4);
+  gates.open("leaving 2");
+  const got = await watcher.expectMany("publish", 4);
+  assert.deepEqual(
+    got.map(({ payload }) => String(payload)),
+    ["lost 1", "old 1", "leaving 1", "leaving 2"],
+  );
+  // The PUBACK was the old connection's.
+  assert.deepEqual(await fresh.flush(), []);
+});
+
 test("the deadline of a pipeline tells the filter to stop, and a late answer changes nothing", async (t) => {
   const { port, probes } = await startProbedGateway(
     t,

@@ -196,6 +196,24 @@ for (const clean of [true, false]) {
   });
 }
 
+test("L10: what was in flight to the old connection comes again on the new one", async (t) => {
+  const { port } = await startProbedGateway(t, { brokerMode: true });
+  const { client: old } = await resume(port(), "c");
+  await old.subscribe("a");
+  const publisher = await connectRaw(port(), "publisher");
+  for (const payload of ["1", "2"]) await publisher.publish("a", payload);
+  const [first, second] = await deliveries(old);
+  old.send({ cmd: "puback", messageId: first![2] });
+  await old.flush();
+  const { client: fresh } = await resume(port(), "c");
+  await old.expectClose();
+  await publisher.publish("a", "3");
+  const [again, third] = await deliveries(fresh, true);
+  assert.deepEqual(again, ["2", true, second![2]]);
+  assert.deepEqual(third?.slice(0, 2), ["3", false]);
+  assert.notEqual(third?.[2], second![2]);
+});
+
 test("L3: a storm of connections with one client id leaves one, and the gateway whole", async (t) => {
   const gateway = await startProbedGateway(t, { brokerMode: true }, { Connect: {} });
   // Some are authenticated at once, some later, so that they overtake each other.

@@ -4,6 +4,7 @@ import { randomUUID } from "node:crypto";
 import type { TestContext } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
 import { connectAsync } from "mqtt";
+import { eventually } from "./eventually.ts";
 import { startTestGateway } from "./gateway.ts";
 import type { Kafka } from "./kafka.ts";
 import { toYaml } from "./probed-gateway.ts";
@@ -79,7 +80,7 @@ export async function publishThroughOutage(t: TestContext, kafka: Kafka, outage:
     await client.endAsync();
   });
 
-  await sleep(1000);
+  await eventually(() => acked.size > outage.clients, true, 30_000);
   await kafka.kill();
   down.from = performance.now();
   const ackedBefore = acked.size;
@@ -89,7 +90,6 @@ export async function publishThroughOutage(t: TestContext, kafka: Kafka, outage:
   await Promise.all(devices);
 
   const total = outage.clients * outage.messagesPerClient;
-  assert.ok(ackedBefore > 0, "nothing was acknowledged before the outage");
   assert.ok(ackedBefore < total, "everything was acknowledged before the outage");
   // PUBACKs that were on their way when Kafka died.
   assert.ok(ackedDuringOutage < total / 10, `${ackedDuringOutage} acknowledged while Kafka was away`);
