@@ -31,7 +31,9 @@ export interface Gateway {
   stop(): Promise<void>;
 }
 
-export function createGateway({ log, version }: { log: RootLogger; version: string }): Gateway {
+/** @param o.startDeadlineMs how long a filter's `create` or a service's `start` may take */
+export function createGateway(o: { log: RootLogger; version: string; startDeadlineMs?: number }): Gateway {
+  const { log, version, startDeadlineMs = 10_000 } = o;
   const metrics = createMetrics();
   const store: Store = createMemoryStore({ id: hostname(), incarnation: randomUUID() });
   const ready = Promise.withResolvers<void>();
@@ -73,7 +75,13 @@ export function createGateway({ log, version }: { log: RootLogger; version: stri
   };
   let folderOfFirst = process.cwd();
   const source: HostSource = { shared, metrics, log };
-  const workshop: Workshop = { source, store, clock: systemClock, pipeline: (name) => running.pipelines.get(name) };
+  const workshop: Workshop = {
+    source,
+    store,
+    clock: systemClock,
+    pipeline: (name) => running.pipelines.get(name),
+    startDeadlineMs,
+  };
   const { host } = createHost(source, "gateway", {});
 
   function health(): ObjectHealth[] {

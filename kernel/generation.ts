@@ -49,10 +49,9 @@ export interface Workshop {
   readonly clock: Clock;
   /** The running generation's, at the time of the call. */
   pipeline(name: string): Pipeline | undefined;
+  /** How long a filter's `create` or a service's `start` may take. */
+  readonly startDeadlineMs: number;
 }
-
-/** How long a filter's `create` or a service's `start` may take. */
-const startDeadlineMs = 10_000;
 
 /** How long a service's `stop` or a filter's `close` may take before the others are closed without it. */
 const closeDeadlineMs = 10_000;
@@ -73,7 +72,7 @@ export async function buildGeneration(running: Generation, spec: Spec, workshop:
         filters.set(wanted.name, old);
         continue;
       }
-      const made = await createFilter(wanted, source);
+      const made = await createFilter(wanted, workshop);
       built.push({ name: wanted.name, close: made.close });
       filters.set(wanted.name, made);
     }
@@ -99,7 +98,7 @@ export async function buildGeneration(running: Generation, spec: Spec, workshop:
         services.set(wanted.name, old);
         continue;
       }
-      const made = await startService(wanted, old?.spec.kind === wanted.kind ? old.service : undefined, source);
+      const made = await startService(wanted, old?.spec.kind === wanted.kind ? old.service : undefined, workshop);
       built.push({ name: wanted.name, close: made.close });
       services.set(wanted.name, made);
     }
@@ -129,16 +128,16 @@ export async function buildGeneration(running: Generation, spec: Spec, workshop:
       const { drain } = spec.gateway;
       const gone = <T>(old: ReadonlyMap<string, T>, next: ReadonlyMap<string, T>): [string, T][] =>
         [...old].filter(([name, each]) => next.get(name) !== each);
-      await closeAll(
-        [
-          ...gone(running.proxies, proxies).map(([name, proxy]) => ({ name, close: () => proxy.stop(drain) })),
-          ...gone(running.services, services).map(([name, each]) => ({ name, close: () => each.close() })),
-          ...gone(running.pipelines, pipelines).map(([name, pipeline]) => ({ name, close: () => pipeline.drained() })),
-          ...gone(running.filters, filters).map(([name, each]) => ({ name, close: () => each.close() })),
-        ],
-        source,
-        drain.timeoutMs,
-      );
+      // Side by side, so that one that hangs delays nobody.
+      const close = (each: { name: string; close: () => Promise<unknown> }): Promise<void> =>
+        closeAll([each], source, drain.timeoutMs);
+      await Promise.all([
+        ...gone(running.proxies, proxies).map(([name, proxy]) => close({ name, close: () => proxy.stop(drain) })),
+        ...gone(running.services, services).map(([name, each]) => close({ name, close: each.close })),
+      ]);
+      // Their packets' own deadline bounds it: no filter is closed with a packet in it.
+      await Promise.all(gone(running.pipelines, pipelines).map(([, pipeline]) => pipeline.drained()));
+      await Promise.all(gone(running.filters, filters).map(([name, each]) => close({ name, close: each.close })));
     },
   };
 }
@@ -183,15 +182,15 @@ function pipelineOf(
   return old && isSame ? old : createPipeline(wanted, own, source);
 }
 
-async function createFilter({ name, kind, options }: FilterSpec, source: HostSource): Promise<FilterInstance> {
+async function createFilter(
+  { name, kind, options }: FilterSpec,
+  { source, startDeadlineMs }: Workshop,
+): Promise<FilterInstance> {
   const [pipeline, filterName] = splitName(name);
   const { host, abort } = createHost(source, name, { pipeline, filter: filterName });
+  const creating = Promise.try(() => kind.create(options, host));
   try {
-    const filter = await within(
-      startDeadlineMs,
-      Promise.try(() => kind.create(options, host)),
-      `${name} (${kind.kind}) was not created`,
-    );
+    const filter = await within(startDeadlineMs, creating, `${name} (${kind.kind}) was not created`);
     return {
       name: filterName,
       kind,
@@ -204,6 +203,11 @@ async function createFilter({ name, kind, options }: FilterSpec, source: HostSou
     };
   } catch (error) {
     abort();
+    // One that comes too late is nobody's, and still has to be closed.
+    void creating.then(
+      (late) => closeAll([{ name, close: async () => late.close?.() }], source),
+      () => undefined,
+    );
     throw failure("FILTER_CREATE_FAILED", `${pipeline} > ${filterName}: ${kind.kind} can't be created`, error);
   }
 }
@@ -211,28 +215,35 @@ async function createFilter({ name, kind, options }: FilterSpec, source: HostSou
 async function startService(
   spec: ServiceSpec,
   previous: Service | undefined,
-  source: HostSource,
+  { source, startDeadlineMs }: Workshop,
 ): Promise<ServiceInstance> {
   const { name, kind, options } = spec;
   const { host, abort } = createHost(source, name, { service: name });
-  let service: Service | undefined;
-  const close = async (): Promise<void> => {
-    await service?.stop?.();
-    abort();
+  const creating = Promise.try(() => kind.create(options, host));
+  const start = async (): Promise<Service> => {
+    const service = await creating;
+    if (previous) service.adopt?.(previous);
+    await service.start?.();
+    return service;
   };
   try {
-    await within(
-      startDeadlineMs,
-      Promise.try(async () => {
-        service = await kind.create(options, host);
-        if (previous) service.adopt?.(previous);
-        await service.start?.();
-      }),
-      `${name} (${kind.kind}) did not start`,
-    );
-    return { spec, service: service as unknown as Service, close };
+    const service = await within(startDeadlineMs, start(), `${name} (${kind.kind}) did not start`);
+    return {
+      spec,
+      service,
+      async close() {
+        await service.stop?.();
+        abort();
+      },
+    };
   } catch (error) {
-    await close();
+    abort();
+    const stopped = creating.then(
+      (late) => closeAll([{ name, close: async () => late.stop?.() }], source),
+      () => undefined,
+    );
+    // Where it hangs in `create`, there is nothing to wait for.
+    if (!isTimeout(error)) await stopped;
     throw failure("SERVICE_START_FAILED", `${name}: ${kind.kind} can't be started`, error);
   }
 }
@@ -243,8 +254,12 @@ function splitName(name: string): [string, string] {
 }
 
 function failure(code: "FILTER_CREATE_FAILED" | "SERVICE_START_FAILED", what: string, error: unknown): SluiceError {
-  if (error instanceof SluiceError && error.code === "PLUGIN_START_TIMEOUT") return error;
+  if (isTimeout(error)) return error;
   return new SluiceError(code, `${what}: ${messageOf(error)}`, { cause: error });
+}
+
+function isTimeout(error: unknown): error is SluiceError {
+  return error instanceof SluiceError && error.code === "PLUGIN_START_TIMEOUT";
 }
 
 /** @throws SluiceError PLUGIN_START_TIMEOUT */

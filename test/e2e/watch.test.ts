@@ -135,8 +135,8 @@ test("a Kubernetes ConfigMap, whose ..data link is moved at once", async (t) => 
   await version("..1", 100);
   await symlink("..data/sluice.yaml", join(folder, "sluice.yaml"));
   for (const path of [join(folder, "sluice.yaml"), folder]) {
-    await t.test(path === folder ? "named by its folder" : "named by its file", async (t) => {
-      const { gateway } = await start(t, path);
+    await t.test(path === folder ? "named by its folder" : "named by its file", async (part) => {
+      const { gateway } = await start(part, path);
       for (const n of [2, 3]) {
         const name = `..${path === folder ? "folder" : "file"}${n}`;
         assertChanged(await changedBy(gateway, () => version(name, 100 + n + (path === folder ? 10 : 0))));

@@ -32,7 +32,7 @@ const bin = fileURLToPath(new URL("../../kernel/cli.ts", import.meta.url));
 /** @param yaml proxies with `port: 0`; an AdminAPI on a free port is added unless it has one */
 export async function startTestGateway(
   yaml: string,
-  options: { env?: Record<string, string>; folder?: string } = {},
+  options: { env?: Record<string, string>; folder?: string; startDeadlineMs?: number } = {},
 ): Promise<TestGateway> {
   const folder = options.folder ?? (await mkdtemp(join(tmpdir(), "sluice-")));
   const file = join(folder, "sluice.yaml");
@@ -41,7 +41,11 @@ export async function startTestGateway(
   await write(yaml);
   const logs: Record<string, unknown>[] = [];
   const log = pino({ level: "debug" }, { write: (line: string) => void logs.push(JSON.parse(line)) });
-  const gateway = createGateway({ log, version: "0.0.0-test" });
+  const gateway = createGateway({
+    log,
+    version: "0.0.0-test",
+    ...(options.startDeadlineMs === undefined ? {} : { startDeadlineMs: options.startDeadlineMs }),
+  });
   const load = () => loadSpec({ path: file, cwd: folder, env: { ...process.env, ...options.env }, bins: [bin] });
   const reloader = createReloader({ load, gateway, log });
   const { plan, problems } = await reloader.reload("start");
