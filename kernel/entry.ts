@@ -137,7 +137,7 @@ export function validateEntry<E extends Entry>(
     found.problem(entry.where(), (error as Error).message);
     return { entry, valid: false };
   }
-  const faults = validate(fitted);
+  const faults = validate(fitted, (path) => entry.raw.isFromFile([...entry.base, ...path]));
   for (const fault of faults) found.problem(entry.where(fault.path), fault.message);
   return { entry: { ...entry, options: fitted }, valid: faults.length === 0 };
 }

@@ -11,8 +11,11 @@ export interface Fault {
   readonly message: string;
 }
 
-/** Applies defaults to `value` in place and returns all its faults. */
-export type Validate = (value: unknown) => Fault[];
+/**
+ * Applies defaults to `value` in place and returns all its faults. Their messages show neither what the schema marks as
+ * `writeOnly` nor what `hides` answers true for.
+ */
+export type Validate = (value: unknown, hides?: (path: Path) => boolean) => Fault[];
 
 /** Throws where the schema itself is faulty. */
 export type Compile = (schema: object) => Validate;
@@ -34,14 +37,14 @@ export function schemaCompiler(): Compile {
     const check = ajv.compile(schema);
     // Two plugins may well use one $id; the compiled function needs ajv's cache no more.
     ajv.removeSchema(schema);
-    return (value) => (check(value) ? [] : explain(check.errors ?? []));
+    return (value, hides = () => false) => (check(value) ? [] : explain(check.errors ?? [], hides));
   };
 }
 
-function explain(errors: readonly ErrorObject[]): Fault[] {
+function explain(errors: readonly ErrorObject[], hides: (path: Path) => boolean): Fault[] {
   const faults = new Map<string, Fault>();
   for (const error of withoutBranches(errors)) {
-    const fault = toFault(error);
+    const fault = toFault(error, hides);
     if (fault !== undefined) faults.set(JSON.stringify([fault.path, fault.message]), fault);
   }
   return [...faults.values()];
@@ -79,10 +82,10 @@ function withoutBranches(errors: readonly ErrorObject[]): ErrorObject[] {
   return [...left];
 }
 
-function toFault(error: ErrorObject): Fault | undefined {
+function toFault(error: ErrorObject, hides: (path: Path) => boolean): Fault | undefined {
   const path = toPath(error.instancePath, error);
   const { params, parentSchema = {} } = error;
-  const secret = parentSchema["writeOnly"] === true;
+  const secret = parentSchema["writeOnly"] === true || hides(path);
   const got = secret ? "what is given" : show(error.data);
   switch (error.keyword) {
     case "additionalProperties":
@@ -110,7 +113,7 @@ function toFault(error: ErrorObject): Fault | undefined {
     case "enum": {
       const allowed = (params["allowedValues"] as unknown[]).map(show).join(", ");
       const names = (params["allowedValues"] as unknown[]).filter((value) => typeof value === "string");
-      const hint = typeof error.data === "string" ? didYouMean(error.data, names) : "";
+      const hint = typeof error.data === "string" && !secret ? didYouMean(error.data, names) : "";
       return { path, message: `must be one of ${allowed}, not ${got}${hint}` };
     }
     case "const":

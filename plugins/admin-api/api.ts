@@ -20,7 +20,8 @@ export interface Api {
 }
 
 export const apiHelp = `  --api URL           the gateway's HTTP API (default: $SLUICE_API, else http://127.0.0.1:2381);
-                      $SLUICE_API_KEY, if set, is sent as "Authorization: Bearer"
+                      $SLUICE_API_KEY, if set, is sent as "Authorization: Bearer";
+                      $NODE_EXTRA_CA_CERTS names a file of CAs to trust for https
   --json              print the API's answer as JSON
 
 Exit codes: 0 done, 1 refused by the gateway, 2 wrong usage, 3 the gateway can't be reached`;
@@ -55,6 +56,12 @@ export function openApi(option: string | undefined, io: CommandIo): Api {
         text = await response.text();
       } catch (error) {
         const why = timeout.aborted ? `no answer within ${answerMs / 1000} s` : reasonOf(error);
+        if (isDistrust(error)) {
+          throw failure(
+            exit.unreachable,
+            `${base} shows a certificate that is not trusted: ${why}. Name the file of its issuer: NODE_EXTRA_CA_CERTS=ca.pem sluice ...`,
+          );
+        }
         throw failure(
           exit.unreachable,
           `can't reach a gateway at ${base}: ${why}. Is it running (\`sluice run\`)? Name another one with --api URL or SLUICE_API.`,
@@ -90,6 +97,13 @@ function reasonOf(error: unknown): string {
   const cause = error instanceof Error && error.cause instanceof Error ? error.cause : error;
   const inner: unknown = cause instanceof AggregateError ? cause.errors[0] : cause;
   return inner instanceof Error ? inner.message : String(inner);
+}
+
+/** OpenSSL's verdicts on a chain of certificates. */
+function isDistrust(error: unknown): boolean {
+  const cause = error instanceof Error ? error.cause : undefined;
+  const code = cause instanceof Error && "code" in cause ? String(cause.code) : "";
+  return /SELF_SIGNED|UNABLE_TO_(VERIFY|GET_ISSUER)|CERT_(UNTRUSTED|HAS_EXPIRED|SIGNATURE_FAILURE)/.test(code);
 }
 
 function messageOf(answer: unknown): string | undefined {

@@ -3,6 +3,7 @@ import Koa from "koa";
 import type { ParameterizedContext } from "koa";
 import { Router } from "@koa/router";
 import type { Host } from "@sluice/kernel";
+import type { Authenticator } from "./credentials.ts";
 import { healthRoutes } from "./health-route.ts";
 import { kindRoutes } from "./kinds-route.ts";
 import { logLevelRoutes } from "./log-level-route.ts";
@@ -20,12 +21,16 @@ const prefixes = ["/apis/v1", "/apis/v2"];
 export interface AppOptions {
   readonly maxBodyBytes: number;
   readonly checkOrigin: OriginCheck;
-  /** True while the server stops: answers then end their connection. */
-  isStopping(): boolean;
+  readonly authenticator: Authenticator;
+  /** Paths that need no credentials, without their prefix. */
+  readonly openRoutes: readonly string[];
+  /** True while answers must end their connection. */
+  isEnding(): boolean;
 }
 
 export function createApp(host: Host, options: AppOptions): Koa {
-  const { maxBodyBytes, checkOrigin } = options;
+  const { maxBodyBytes, checkOrigin, authenticator } = options;
+  const open = new Set(options.openRoutes.flatMap((path) => [path, ...prefixes.map((prefix) => prefix + path)]));
   const observe = createRequestMetrics(host.metrics);
   const routes = [
     ...publishRoutes(host, maxBodyBytes),
@@ -48,11 +53,29 @@ export function createApp(host: Host, options: AppOptions): Koa {
     },
   ];
 
+  /** Leaves the caller's name for handlers in `ctx.state.by`. Before the router: strangers learn of no route. */
+  function authorize(ctx: ParameterizedContext): void {
+    const reads = ctx.method === "GET" || ctx.method === "HEAD" || ctx.method === "OPTIONS";
+    if (reads && open.has(ctx.path.replace(/\/$/, ""))) return;
+    const caller = authenticator.identify(ctx.req);
+    if (!caller) {
+      ctx.set("WWW-Authenticate", [...authenticator.challenges]);
+      throw problem(
+        401,
+        "this API asks for credentials: send a key of this AdminAPI as `Authorization: Bearer KEY` (commands take it from SLUICE_API_KEY; `sluice key NAME` makes one)",
+      );
+    }
+    if (!reads && caller.access === "read")
+      throw problem(403, `${caller.by} may only read: use a key with \`access: write\` for this`);
+    ctx.state["by"] = caller.by;
+  }
+
   async function answer(ctx: ParameterizedContext, next: () => Promise<unknown>): Promise<void> {
     const startedAt = performance.now();
     try {
       const refusal = checkOrigin(ctx.req.headers);
       if (refusal) throw problem(403, refusal);
+      authorize(ctx);
       await next();
     } catch (error) {
       // Nobody is left to answer where the caller has gone.
@@ -61,7 +84,7 @@ export function createApp(host: Host, options: AppOptions): Koa {
     }
     if (ctx.writable) {
       ctx.set("X-Config-Version", String(host.config.version()));
-      if (options.isStopping()) ctx.set("Connection", "close");
+      if (options.isEnding()) ctx.set("Connection", "close");
     }
     observe(ctx.method, routeOf(ctx), ctx.writable ? ctx.status : 499, (performance.now() - startedAt) / 1000);
   }

@@ -1,4 +1,4 @@
-/** Keeps web pages away from an API that has no authentication, without asking anything of other callers. */
+/** Keeps web pages away from an API that may ask for no credentials, without asking anything of other callers. */
 import { isIP } from "node:net";
 import type { IncomingHttpHeaders } from "node:http";
 
@@ -12,7 +12,7 @@ export type OriginCheck = (headers: IncomingHttpHeaders) => string | undefined;
  */
 export function createOriginCheck(bound: string, allowedHosts: readonly string[]): OriginCheck {
   const allowed = new Set(allowedHosts.map((name) => name.toLowerCase()));
-  const checksHost = bound === "localhost" || bound === "::1" || (isIP(bound) === 4 && bound.startsWith("127."));
+  const checksHost = isLoopback(bound);
 
   function isGoodName(name: string): boolean {
     return isIP(name) !== 0 || name === "localhost" || name.endsWith(".localhost") || allowed.has(name);
@@ -27,6 +27,11 @@ export function createOriginCheck(bound: string, allowedHosts: readonly string[]
     if (authority === host || allowed.has(nameOf(authority))) return undefined;
     return "requests of web pages from other origins are refused";
   };
+}
+
+/** Whether only this machine reaches what is bound to it; any other name than localhost may well be the network's. */
+export function isLoopback(host: string): boolean {
+  return host === "localhost" || host === "::1" || (isIP(host) === 4 && host.startsWith("127."));
 }
 
 /** `[::1]:2381` -> `::1`, `LocalHost:80` -> `localhost`. */

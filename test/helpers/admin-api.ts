@@ -14,6 +14,9 @@ export const defaults: Config = {
   maxBodyBytes: schema.properties.maxBodyBytes.default,
   maxConnections: schema.properties.maxConnections.default,
   allowedHosts: schema.properties.allowedHosts.default,
+  keys: schema.properties.keys.default,
+  basicAuth: schema.properties.basicAuth.default,
+  openRoutes: schema.properties.openRoutes.default,
 };
 
 export interface RunningApi extends TestHost {

@@ -189,8 +189,10 @@ describe("a file that can't be read as a config", () => {
   });
 });
 
+/** A pipeline of one Gate with these fields. */
+const gate = (fields: string) => `${gateway}kind: Pipeline\nname: g\nfilters:\n- name: gate\n  kind: Gate\n${fields}`;
+
 describe("substitution", () => {
-  const gate = (fields: string) => `${gateway}kind: Pipeline\nname: g\nfilters:\n- name: gate\n  kind: Gate\n${fields}`;
   const options = async (fields: string, env: NodeJS.ProcessEnv, files: Record<string, string> = {}) => {
     const { spec, problems } = await load(await folder({ "sluice.yaml": gate(fields), ...files }), undefined, env);
     assert.deepEqual(problems, []);
@@ -256,6 +258,22 @@ describe("substitution", () => {
 });
 
 describe("secrets", () => {
+  test("of files, and what the schema calls secret, are in no problem's text", async () => {
+    const fields =
+      "  limit: ${file:pass}\n  mode: ${file:pass}\n  hosts: ${file:pass}\n  password: 4711\n  strict: maybe\n";
+    const { problems } = await load(await folder({ "sluice.yaml": gate(fields), pass: "opened" }));
+    assert.deepEqual(
+      problems.map((problem) => problem.replace(/^.* > /, "")),
+      [
+        "limit: must be a whole number, not what is given",
+        'mode: must be one of "open", "shut", not what is given',
+        "hosts: must be a list, not what is given",
+        "password: must be a string, not what is given (put it in quotes)",
+        'strict: must be true or false, not "maybe"',
+      ],
+    );
+  });
+
   test("are hidden in the documents for showing, and there for the filter", async () => {
     const cwd = await folder({
       "sluice.yaml": `${gateway}kind: Pipeline\nname: g\ndata: { a: "\${file:pass}", b: plain }\nfilters:\n- name: gate\n  kind: Gate\n  password: hunter2\n  pattern: x\${file:pass}\n  users: [{ name: u, token: t }]\n`,

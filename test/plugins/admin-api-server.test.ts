@@ -42,7 +42,7 @@ test("health and log say where it listens", async (t) => {
   assert.deepEqual(api.service.health?.(), { ok: false, detail: "not listening" });
 });
 
-test("an address that others can reach is warned of", async (t) => {
+test("keys that would cross the network in clear text are warned of", async (t) => {
   const api = await startAdminApi(t, { config: { host: "0.0.0.0" } });
   assert.deepEqual(
     api.logs.map(({ level }) => level),
