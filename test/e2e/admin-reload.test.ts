@@ -1,8 +1,11 @@
 /** The HTTP API through changes of its own options: the address, the connections and the calls under way stay. */
 import assert from "node:assert/strict";
-import { createHash } from "node:crypto";
+import { createHash, X509Certificate } from "node:crypto";
 import { once } from "node:events";
+import { mkdtemp, rm, writeFile } from "node:fs/promises";
 import { createServer } from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { connect as connectTls } from "node:tls";
 import { Agent, request } from "node:http";
 import { test } from "node:test";
@@ -64,6 +67,9 @@ function keepAlive(t: TestContext): Agent {
   t.after(() => agent.destroy());
   return agent;
 }
+
+/** The certificates here are for no host in particular. */
+const checkServerIdentity = (): undefined => undefined;
 
 const key = "sluice_a-key";
 const keys = [{ name: "ops", hash: createHash("sha256").update(key).digest("hex"), access: "write" }];
@@ -175,19 +181,63 @@ test("a change that fails leaves the HTTP API as it was", async (t) => {
   assert.deepEqual((await gateway.reload(yaml(port, { maxBodyBytes: 4096 }))).problems, []);
 });
 
-test("a new certificate is shown to new connections", async (t) => {
+test("a certificate's file that changes is a changed option: new connections are shown the new one", async (t) => {
+  const folder = await mkdtemp(join(tmpdir(), "sluice-api-"));
   const port = await freePort();
   const [old, next] = await Promise.all([generate(), generate()]);
-  const tls = (pair: typeof old) => ({ tls: { cert: pair.cert, key: pair.private } });
-  const gateway = await start(t, yaml(port, tls(old)));
+  const save = async ({ cert, private: privateKey }: typeof old): Promise<void> => {
+    await writeFile(join(folder, "cert.pem"), cert);
+    await writeFile(join(folder, "key.pem"), privateKey);
+  };
+  await save(old);
+  const text = yaml(port, { tls: { cert: "${file:cert.pem}", key: "${file:key.pem}" } });
+  const gateway = await startTestGateway(text, { folder });
+  t.after(async () => {
+    await gateway.stop();
+    await rm(folder, { recursive: true });
+  });
   const shown = async (): Promise<string> => {
     const socket = connectTls({ port, host: "127.0.0.1", rejectUnauthorized: false });
     await once(socket, "secureConnect");
     const { fingerprint256 } = socket.getPeerCertificate();
     socket.destroy();
-    return fingerprint256.replaceAll(":", "").toLowerCase();
+    return fingerprint256;
   };
-  const before = await shown();
-  assert.deepEqual((await gateway.reload(yaml(port, tls(next)))).problems, []);
-  await eventually(async () => (await shown()) === before, false);
+  assert.equal(await shown(), new X509Certificate(old.cert).fingerprint256);
+  await save({ ...next, private: old.private });
+  const [problem] = (await gateway.reload(text)).problems;
+  assert.match(problem?.where ?? "", /admin-api > tls.key$/);
+  assert.match(problem?.message ?? "", /does not belong to the certificate/);
+  await save(next);
+  const { problems, plan, inputs } = await gateway.reload(text);
+  assert.deepEqual(problems, []);
+  assert.equal(plan?.items.find(({ kind }) => kind === "AdminAPI")?.action, "change");
+  assert.ok(inputs.has(join(folder, "cert.pem")), "the watcher looks at it");
+  await eventually(shown, new X509Certificate(next.cert).fingerprint256);
+  assert.ok(!JSON.stringify(gateway.gateway.host.config.documents()).includes("PRIVATE KEY"));
+});
+
+test("connections that an earlier clientCA let in end with it", async (t) => {
+  const port = await freePort();
+  const [server, first, second] = await Promise.all([generate(), generate(), generate()]);
+  const tls = (clientCA: string) => ({ tls: { cert: server.cert, key: server.private, clientCA } });
+  const gateway = await start(t, yaml(port, tls(first.cert)));
+  const dial = async ({ cert, private: privateKey }: typeof first) => {
+    const socket = connectTls({ port, host: "127.0.0.1", ca: server.cert, cert, key: privateKey, checkServerIdentity });
+    t.after(() => socket.destroy());
+    await once(socket, "secureConnect");
+    socket.write("GET /apis/v2/objects HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    // Who is turned away sees its connection close, with or without an error.
+    const [chunk] = (await Promise.race([once(socket, "data"), once(socket, "close")])) as [Buffer | boolean];
+    return { socket, head: chunk.toString().split("\r\n", 1)[0] };
+  };
+  const { socket, head } = await dial(first);
+  assert.equal(head, "HTTP/1.1 200 OK");
+  socket.resume();
+  const closed = once(socket, "close");
+  assert.deepEqual((await gateway.reload(yaml(port, tls(second.cert)))).problems, []);
+  await closed;
+  assert.equal((await dial(second)).head, "HTTP/1.1 200 OK");
+  const refused = await dial(first).catch(() => undefined);
+  assert.notEqual(refused?.head, "HTTP/1.1 200 OK");
 });
