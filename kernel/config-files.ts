@@ -22,6 +22,8 @@ const packageProp = "sluiceConfig";
 export interface ConfigFiles {
   /** Absolute: the files and folders that were read, whose change is a change of the config. */
   readonly inputs: Set<string>;
+  /** The text of each file that holds documents, by its absolute path. */
+  readonly texts: ReadonlyMap<string, string>;
   /** Absolute: the file or folder that was read. Undefined where none was found. */
   readonly path: string | undefined;
   /** Absolute: what relative paths are relative to. */
@@ -37,19 +39,27 @@ export async function readConfigFiles(o: {
   readonly path?: string;
   readonly cwd: string;
   readonly env: NodeJS.ProcessEnv;
+  /** Taken for what these files hold, whatever they do; undefined = as if it were not there. */
+  readonly overlay?: Overlay;
 }): Promise<ConfigFiles> {
   const inputs = new Set<string>();
-  return { ...(await readAll({ ...o, inputs })), inputs };
+  const texts = new Map<string, string>();
+  return { ...(await readAll({ ...o, inputs, texts })), inputs, texts };
 }
+
+/** Text by absolute path. */
+export type Overlay = ReadonlyMap<string, string | undefined>;
 
 interface Options {
   readonly path?: string;
   readonly cwd: string;
   readonly env: NodeJS.ProcessEnv;
+  readonly overlay?: Overlay;
   readonly inputs: Set<string>;
+  readonly texts: Map<string, string>;
 }
 
-type Read = Omit<ConfigFiles, "inputs">;
+type Read = Omit<ConfigFiles, "inputs" | "texts">;
 
 async function readAll(o: Options): Promise<Read> {
   const named = o.path === undefined ? undefined : resolve(o.cwd, o.path);
@@ -71,17 +81,26 @@ async function readAll(o: Options): Promise<Read> {
   }
 }
 
+/** A file's text -> its documents; of a package.json, what stands under our key. */
+function read(file: string, onDisk: string, { cwd, env, inputs, texts, overlay }: Options): unknown {
+  const text = overlay?.get(file) ?? onDisk;
+  inputs.add(file);
+  const options = { file, cwd, folder: dirname(file), env, onRead: (other: string) => void inputs.add(other) };
+  if (basename(file) !== "package.json") {
+    texts.set(file, text);
+    return parseDocuments(text, options);
+  }
+  const content = (JSON.parse(text) as Record<string, unknown> | null)?.[packageProp];
+  if (content === undefined) return {};
+  // A string is the path of the file or folder that holds the config.
+  if (typeof content === "string") return { [packageProp]: content };
+  texts.set(file, text);
+  return { [packageProp]: parseDocuments(text, options, packageProp) };
+}
+
 /** Caches off, so that a file read again is really read again; positions need our own loader. */
-function createExplorer({ cwd, env, inputs }: Options): PublicExplorer {
-  const load = (file: string, text: string): unknown => {
-    inputs.add(file);
-    const options = { file, cwd, folder: dirname(file), env, onRead: (read: string) => void inputs.add(read) };
-    if (basename(file) !== "package.json") return parseDocuments(text, options);
-    const content = (JSON.parse(text) as Record<string, unknown> | null)?.[packageProp];
-    if (content === undefined) return {};
-    // A string is the path of the file or folder that holds the config.
-    return { [packageProp]: typeof content === "string" ? content : parseDocuments(text, options, packageProp) };
-  };
+function createExplorer(o: Options): PublicExplorer {
+  const load = (file: string, text: string): unknown => read(file, text, o);
   return cosmiconfig("sluice", {
     cache: false,
     packageProp,
@@ -143,9 +162,15 @@ function found(file: string, content: unknown, cwd: string): Found {
 }
 
 async function readFolder(explorer: PublicExplorer, folder: string, o: Options): Promise<Read> {
-  const names = (await readdir(folder, { withFileTypes: true }))
-    .filter((entry) => !entry.isDirectory() && /\.(ya?ml|json)$/.test(entry.name) && entry.name !== "package.json")
-    .map((entry) => entry.name)
+  const onDisk = (await readdir(folder, { withFileTypes: true }))
+    .filter((entry) => !entry.isDirectory())
+    .map((entry) => entry.name);
+  const overlaid = [...(o.overlay?.keys() ?? [])]
+    .filter((file) => dirname(file) === folder)
+    .map((file) => basename(file));
+  const names = [...new Set([...onDisk, ...overlaid])]
+    .filter((name) => /\.(ya?ml|json)$/.test(name) && name !== "package.json")
+    .filter((name) => !isRemoved(join(folder, name), o.overlay))
     .sort();
   if (names.length === 0) {
     const message = "this folder has no .yaml, .yml or .json file";
@@ -159,7 +184,9 @@ async function readFolder(explorer: PublicExplorer, folder: string, o: Options):
   const all: Found[] = [];
   for (const name of names) {
     const file = join(folder, name);
-    all.push(found(file, (await explorer.load(file))?.config, o.cwd));
+    const text = o.overlay?.get(file);
+    const content: unknown = text === undefined ? (await explorer.load(file))?.config : read(file, text, o);
+    all.push(found(file, content, o.cwd));
   }
   return {
     path: folder,
@@ -168,3 +195,6 @@ async function readFolder(explorer: PublicExplorer, folder: string, o: Options):
     problems: all.flatMap((one) => one.problems),
   };
 }
+
+const isRemoved = (file: string, overlay: Overlay | undefined): boolean =>
+  overlay?.has(file) === true && overlay.get(file) === undefined;

@@ -2,7 +2,7 @@
 import { stat } from "node:fs/promises";
 import { readCertificates } from "./certificates.ts";
 import { checkNames, checkPipeline, checkPorts, checkRules, type FilterEntry, type PipelineEntry } from "./checks.ts";
-import { readConfigFiles, type ConfigFiles } from "./config-files.ts";
+import { readConfigFiles, type ConfigFiles, type Overlay } from "./config-files.ts";
 import type { Problem, RawDocument } from "./documents.ts";
 import { isMap, issues, readEntry, validateEntry, type Entry, type Issues } from "./entry.ts";
 import { SluiceError } from "./errors.ts";
@@ -22,6 +22,18 @@ export interface LoadOptions {
   readonly env: NodeJS.ProcessEnv;
   /** The running `sluice` bin, by its real path and by the path it was called by: above it lie the distribution's plugins. */
   readonly bins: readonly string[];
+  /** Texts that files of the config are taken to hold, to see what would become of it. */
+  readonly overlay?: Overlay;
+}
+
+/** Where a document stands. */
+export interface WrittenDocument {
+  readonly kind: string;
+  readonly name: string;
+  /** Absolute. */
+  readonly file: string;
+  /** Its number within its file, from 1. */
+  readonly index: number;
 }
 
 export interface LoadedSpec {
@@ -32,6 +44,12 @@ export interface LoadedSpec {
   warnings: Problem[];
   /** Absolute: every file and folder that was read, certificates and `${file:...}` included. */
   inputs: ReadonlySet<string>;
+  /** Absolute: the file or folder; undefined where none was found. */
+  path: string | undefined;
+  /** Of each file that holds documents, by absolute path. */
+  texts: ReadonlyMap<string, string>;
+  /** The documents in them, in their order. */
+  written: readonly WrittenDocument[];
 }
 
 /** An entry whose options have been validated. */
@@ -77,10 +95,16 @@ export async function loadSpec(o: LoadOptions): Promise<LoadedSpec> {
   found.problems.sort(byPosition);
   found.warnings.sort(byPosition);
   const { problems, warnings } = found;
-  const { inputs } = files;
-  if (problems.length > 0 || files.path === undefined) {
-    return { spec: undefined, registry, problems, warnings, inputs };
-  }
+  const read = {
+    registry,
+    problems,
+    warnings,
+    inputs: files.inputs,
+    path: files.path,
+    texts: files.texts,
+    written: written.flatMap(({ kind, name, raw: { file, index } }) => (file ? [{ kind, name, file, index }] : [])),
+  };
+  if (problems.length > 0 || files.path === undefined) return { spec: undefined, ...read };
 
   const schemaOf = (kind: string) => (isKernelKind(kind) ? kernelSchemas[kind] : registry.schema(kind));
   const spec: Spec = {
@@ -96,7 +120,7 @@ export async function loadSpec(o: LoadOptions): Promise<LoadedSpec> {
     })),
     documents: [...gateways, ...proxies, ...pipelines, ...services].map((entry) => showDocument(entry, schemaOf)),
   };
-  return { spec, registry, problems, warnings, inputs };
+  return { spec, ...read };
 }
 
 /** The plugins that a config (where there is one) could use, whatever else may be wrong with it. */
@@ -147,6 +171,7 @@ function impliedEntries(registry: Registry, written: readonly Entry[], found: Is
     .filter(({ kind }) => !kinds.has(kind))
     .flatMap((value, index) => {
       const raw: RawDocument = {
+        file: undefined,
         index: index + 1,
         value,
         position: () => "implied by the distribution",

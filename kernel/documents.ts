@@ -27,6 +27,8 @@ export interface Problem {
 
 /** One document of the config as it was written, after substitution. */
 export interface RawDocument {
+  /** Absolute; undefined where it stands in none. */
+  readonly file: string | undefined;
   /** Its number within its file, from 1. */
   readonly index: number;
   readonly value: unknown;
@@ -106,6 +108,7 @@ export function parseDocuments(text: string, o: ParseOptions, within?: string): 
         continue;
       }
       documents.push({
+        file: o.file,
         index: documents.length + 1,
         value,
         position: (path) => position(at(path).offset),

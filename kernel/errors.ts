@@ -2,6 +2,8 @@
 export const codes = {
   CONFIG_NOT_FOUND: "no config was found",
   CONFIG_INVALID: "the config has problems; all are listed",
+  CONFIG_CONFLICT: "the config has been changed by someone else in the meantime",
+  CONFIG_READ_ONLY: "the config's files can't be written, so that nothing was changed",
   PLUGIN_NOT_FOUND: "no installed package provides a kind that the config names",
   PLUGIN_BROKEN: "a package's manifest, schema or entry is faulty",
   PLUGIN_DEPENDENCY_MISSING: "a plugin could not import a package that it depends on",
@@ -32,6 +34,15 @@ export class SluiceError extends Error {
     this.name = "SluiceError";
     this.code = code;
   }
+}
+
+export type ConfigProblems = readonly { readonly where: string; readonly message: string }[];
+
+/** CONFIG_INVALID with everything that is wrong in `problems`. */
+export function invalidConfig(problems: ConfigProblems): SluiceError & { readonly problems: ConfigProblems } {
+  const [first] = problems;
+  const more = problems.length > 1 ? ` (and ${problems.length - 1} more)` : "";
+  return Object.assign(new SluiceError("CONFIG_INVALID", `${first?.where}: ${first?.message}${more}`), { problems });
 }
 
 /** For a log line: without the stack, and safe with whatever was thrown. Undefined for no error. */

@@ -7,7 +7,7 @@ import { createHost, type HostSource, type RootLogger, type SharedHost, systemCl
 import { kernelKinds } from "./kernel-kinds.ts";
 import { createMetrics } from "./metrics.ts";
 import { makePlan } from "./plan.ts";
-import type { Host, ObjectHealth, Plan } from "./plugin.ts";
+import type { ConfigControl, Host, ObjectHealth, Plan } from "./plugin.ts";
 import type { Registry } from "./registry.ts";
 import type { Spec } from "./spec.ts";
 import { createMemoryStore, type Store } from "./store.ts";
@@ -27,6 +27,8 @@ export interface Gateway {
   apply(wanted: { spec: Spec; registry: Registry }): Promise<Plan>;
   /** A line for `health`, as long as something is wrong with the config; undefined = nothing is. */
   setConfigProblem(problem: string | undefined): void;
+  /** What `host.config` changes the config with: whoever reads its files. Until then every change is refused. */
+  setConfigControl(control: ConfigControl): void;
   /** Stops accepting, lets what is under way finish within the drain time-out, closes everything once. */
   stop(): Promise<void>;
 }
@@ -44,6 +46,7 @@ export function createGateway(o: { log: RootLogger; version: string; startDeadli
   let registry: Registry | undefined;
   let configVersion = 0;
   let configProblem: string | undefined;
+  let control: ConfigControl = { apply: refuseChange, history: () => [], rollback: refuseChange };
   let isReady = false;
   let stopped: Promise<void> | undefined;
   let last: Promise<unknown> = Promise.resolve();
@@ -60,7 +63,13 @@ export function createGateway(o: { log: RootLogger; version: string; startDeadli
       return await proxy.publish(message);
     },
     proxies: { get: (name) => running.proxies.get(name), list: () => [...running.proxies.values()] },
-    config: { documents: () => running.spec?.documents ?? [], version: () => configVersion },
+    config: {
+      documents: () => running.spec?.documents ?? [],
+      version: () => configVersion,
+      apply: (wanted, how) => control.apply(wanted, how),
+      history: () => control.history(),
+      rollback: (to, how) => control.rollback(to, how),
+    },
     kinds: () => [...kernelKinds, ...(registry?.kinds() ?? [])],
     health: () => health(),
     about: () => ({ name: "sluice", version, node: process.version, startedAt }),
@@ -141,6 +150,9 @@ export function createGateway(o: { log: RootLogger; version: string; startDeadli
     setConfigProblem(problem) {
       configProblem = problem;
     },
+    setConfigControl(next) {
+      control = next;
+    },
     stop() {
       isReady = false;
       return (stopped ??= (async () => {
@@ -162,4 +174,10 @@ export function createGateway(o: { log: RootLogger; version: string; startDeadli
       })());
     },
   };
+}
+
+function refuseChange(): Promise<never> {
+  return Promise.reject(
+    new SluiceError("CONFIG_READ_ONLY", "this gateway was not started from files: nothing to write to"),
+  );
 }

@@ -332,6 +332,56 @@ export interface Plan {
   readonly isEmpty: boolean;
 }
 
+/** Documents to create or replace (by kind and name) and to remove, in one go. */
+export interface ConfigChange {
+  /**
+   * As they are to be written, `${...}` included. A field that reads `***` where the running document shows a secret keeps
+   * what is written there now.
+   */
+  readonly put?: readonly ConfigDocument[];
+  /** Without `kind`, the one document of this name. */
+  readonly remove?: readonly { readonly kind?: string; readonly name: string }[];
+}
+
+export interface ConfigResult {
+  /** The running version after the change; of a dry run, the one that runs. */
+  readonly version: number;
+  readonly plan: Plan;
+  readonly warnings: readonly { readonly where: string; readonly message: string }[];
+}
+
+export interface HistoryEntry {
+  readonly version: number;
+  /** `start`, `file`, `signal`, or what {@link Host.config}'s caller gave. */
+  readonly by: string;
+  /** Milliseconds since the epoch. */
+  readonly at: number;
+  /** `change MQTTProxy mqttproxy (brokerMode)`: what was built, changed and dropped. */
+  readonly changed: readonly string[];
+}
+
+/** How the config is changed from inside: what `config` of a {@link Host} has beside reading. */
+export interface ConfigControl {
+  /**
+   * All or nothing: validates, plans, and unless `dryRun` applies the change and writes it to the config's files, which
+   * remain the one truth. Rejects, with nothing changed, with an error whose `code` is CONFIG_INVALID (its `problems`,
+   * `{where, message}[]`, lists all), CONFIG_CONFLICT (`ifVersion` is not the running version, or a file has just been
+   * edited), CONFIG_READ_ONLY (the files can't be written), CONFIG_NOT_FOUND (there is nothing to remove), or why the
+   * new parts could not be built: FILTER_CREATE_FAILED, SERVICE_START_FAILED, LISTEN_FAILED, PLUGIN_START_TIMEOUT.
+   */
+  apply(
+    change: ConfigChange,
+    o: { readonly by: string; readonly dryRun?: boolean; readonly ifVersion?: number },
+  ): Promise<ConfigResult>;
+  /** Newest first; as many as the Gateway document's `history` says, since the start. */
+  history(): readonly HistoryEntry[];
+  /**
+   * Writes and applies, as a new version, the files' text that ran as `version`; what they refer to (certificates,
+   * `${file:...}`) stays as it is now. Rejects as {@link apply}; CONFIG_NOT_FOUND where the history has no such version.
+   */
+  rollback(version: number, o: { readonly by: string; readonly dryRun?: boolean }): Promise<ConfigResult>;
+}
+
 export interface ObjectHealth extends Health {
   /** `pipeline/filter`, or a service's or proxy's name. */
   readonly name: string;
@@ -354,7 +404,7 @@ export interface Host {
     get(name: string): ProxyHandle | undefined;
     list(): readonly ProxyHandle[];
   };
-  readonly config: {
+  readonly config: ConfigControl & {
     /** The running documents with defaults applied, secrets replaced by `***`. */
     documents(): readonly ConfigDocument[];
     /** Counts changes since start. */

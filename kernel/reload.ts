@@ -1,9 +1,17 @@
-/** From files to the running gateway: the one path of start, file change and signal. */
+/** From files to the running gateway and back: the one path of start, file change, signal and changes from inside. */
+import { isDeepStrictEqual } from "node:util";
 import type { LoadedSpec, Problem } from "./config.ts";
-import { type Code, messageOf, SluiceError } from "./errors.ts";
+import type { Overlay } from "./config-files.ts";
+import { createConfigHistory, describePlan } from "./config-history.ts";
+import { stageFiles } from "./config-store.ts";
+import { changeTexts } from "./config-writer.ts";
+import { type Code, invalidConfig, messageOf, SluiceError } from "./errors.ts";
 import type { Gateway } from "./gateway.ts";
 import type { RootLogger } from "./host.ts";
-import type { Plan } from "./plugin.ts";
+import { makePlan } from "./plan.ts";
+import type { ConfigResult, Plan } from "./plugin.ts";
+import type { Registry } from "./registry.ts";
+import type { Spec } from "./spec.ts";
 
 export interface Reloaded {
   /** Undefined where it failed: what ran before goes on. */
@@ -15,13 +23,26 @@ export interface Reloaded {
 }
 
 export interface Reloader {
-  /** Calls queue up. Never rejects. @param by who asked: `start`, `file`, `signal` */
+  /** Calls queue up, with changes from inside too. Never rejects. @param by who asked: `start`, `file`, `signal` */
   reload(by: string): Promise<Reloaded>;
 }
 
-export function createReloader(o: { load: () => Promise<LoadedSpec>; gateway: Gateway; log: RootLogger }): Reloader {
+interface Wish {
+  readonly by: string;
+  readonly dryRun?: boolean;
+  readonly ifVersion?: number;
+  /** The files' new texts. */
+  readonly texts: (now: LoadedSpec) => Overlay;
+}
+
+/** Also becomes what `host.config` changes the config with. @param o.load reads the files, as if they held the overlay */
+export function createReloader(o: {
+  load: (overlay?: Overlay) => Promise<LoadedSpec>;
+  gateway: Gateway;
+  log: RootLogger;
+}): Reloader {
   const { gateway, log } = o;
-  const { metrics } = gateway.host;
+  const { metrics, clock, config } = gateway.host;
   const reloads = metrics.counter("sluice_config_reloads_total", "Times the config was read, by outcome.", ["outcome"]);
   const state = { successful: 1, at: 0 };
   metrics.gauge(
@@ -36,10 +57,18 @@ export function createReloader(o: { load: () => Promise<LoadedSpec>; gateway: Ga
     [],
     (gauge) => gauge.set({}, state.at),
   );
+  const history = createConfigHistory();
+  let running: { readonly spec: Spec; readonly registry: Registry; readonly texts: Texts } | undefined;
   let last: Promise<unknown> = Promise.resolve();
 
-  async function run(by: string): Promise<Reloaded> {
-    const { spec, registry, problems, warnings, inputs } = await o.load();
+  function inTurn<T>(work: () => Promise<T>): Promise<T> {
+    const done = last.then(work);
+    last = done.catch(() => undefined);
+    return done;
+  }
+
+  async function run(by: string, loaded: LoadedSpec): Promise<Reloaded> {
+    const { spec, registry, problems, warnings, inputs, texts } = loaded;
     if (!spec) return failed(by, problems, warnings, inputs);
     let plan: Plan;
     try {
@@ -48,19 +77,25 @@ export function createReloader(o: { load: () => Promise<LoadedSpec>; gateway: Ga
       const code: Code = error instanceof SluiceError ? error.code : "CONFIG_INVALID";
       return failed(by, [{ where: spec.path, message: messageOf(error) ?? "unknown", code }], warnings, inputs);
     }
+    succeeded(by, plan, warnings, { spec, registry, texts });
+    return { plan, problems: [], warnings, inputs };
+  }
+
+  function succeeded(by: string, plan: Plan, warnings: readonly Problem[], next: NonNullable<typeof running>): void {
+    running = next;
     gateway.setConfigProblem(undefined);
     state.successful = 1;
-    state.at = gateway.host.clock.now() / 1000;
+    const at = clock.now();
+    state.at = at / 1000;
+    const version = config.version();
+    history.record({ version, by, at, plan, texts: next.texts }, next.spec.gateway.history);
     reloads.inc({ outcome: plan.isEmpty ? "unchanged" : "applied" });
     for (const { where, message } of warnings) log.warn({ where }, message);
-    if (by !== "start") {
-      const changed = plan.items.filter(({ action }) => action !== "keep");
-      log.info(
-        { by, version: gateway.host.config.version(), changed: changed.map(describe) },
-        plan.isEmpty ? "The config has not changed" : "The config has changed",
-      );
-    }
-    return { plan, problems: [], warnings, inputs };
+    if (by === "start") return;
+    log.info(
+      { by, version, changed: describePlan(plan) },
+      plan.isEmpty ? "The config has not changed" : "The config has changed",
+    );
   }
 
   function failed(
@@ -82,16 +117,74 @@ export function createReloader(o: { load: () => Promise<LoadedSpec>; gateway: Ga
     return { plan: undefined, problems, warnings, inputs };
   }
 
-  return {
-    reload(by) {
-      const done = last.then(() => run(by));
-      last = done.catch(() => undefined);
-      return done;
-    },
-  };
+  function checkVersion(wanted: number | undefined): void {
+    const version = config.version();
+    if (wanted === undefined || wanted === version) return;
+    throw new SluiceError("CONFIG_CONFLICT", `the running config is version ${version}, not ${wanted}: read it again`);
+  }
+
+  async function change({ by, dryRun = false, ifVersion, texts }: Wish): Promise<ConfigResult> {
+    checkVersion(ifVersion);
+    const now = await o.load();
+    // What somebody has just saved comes first, and is a version of its own.
+    if (!dryRun && !isDeepStrictEqual(now.texts, history.latest())) {
+      await run("file", now);
+      checkVersion(ifVersion);
+    }
+    const changed = texts(now);
+    const wanted = await o.load(changed);
+    if (!wanted.spec) throw invalidConfig(wanted.problems);
+    const { spec, registry, warnings } = wanted;
+    if (dryRun) return { version: config.version(), plan: makePlan(gateway.spec, spec), warnings };
+    const plan = await write(by, { spec, registry, texts: wanted.texts }, changed, now.texts);
+    succeeded(by, plan, warnings, { spec, registry, texts: wanted.texts });
+    return { version: config.version(), plan, warnings };
+  }
+
+  /** Nothing is applied that can't be written, and nothing written that can't be applied. */
+  async function write(
+    by: string,
+    next: { readonly spec: Spec; readonly registry: Registry; readonly texts: Texts },
+    changed: Overlay,
+    before: Texts,
+  ): Promise<Plan> {
+    const staged = await stageFiles(changed, before);
+    const previous = running;
+    let plan: Plan | undefined;
+    try {
+      plan = await gateway.apply(next);
+      await staged.commit();
+      return plan;
+    } catch (error) {
+      await staged.discard();
+      if (plan && !plan.isEmpty && previous) {
+        const back = await gateway.apply(previous);
+        const { texts, spec } = previous;
+        history.record({ version: config.version(), by, at: clock.now(), plan: back, texts }, spec.gateway.history);
+        log.error({ by, err: error }, "The config could not be written; the one before it is back");
+      }
+      throw error;
+    }
+  }
+
+  function textsOf(version: number, now: Texts): Overlay {
+    const then = history.textsOf(version);
+    if (!then) {
+      const known = history.entries().map((entry) => entry.version);
+      const message = `version ${version} is not remembered: the history has ${known.join(", ")}`;
+      throw new SluiceError("CONFIG_NOT_FOUND", message);
+    }
+    const gone = [...now.keys()].filter((file) => !then.has(file)).map((file) => [file, undefined] as const);
+    return new Map([...[...then].filter(([file, text]) => now.get(file) !== text), ...gone]);
+  }
+
+  gateway.setConfigControl({
+    apply: (wanted, how) =>
+      inTurn(() => change({ ...how, texts: (now) => changeTexts(now, wanted, config.documents()) })),
+    history: () => history.entries(),
+    rollback: (version, how) => inTurn(() => change({ ...how, texts: (now) => textsOf(version, now.texts) })),
+  });
+  return { reload: (by) => inTurn(async () => run(by, await o.load())) };
 }
 
-function describe({ action, kind, name, fields, notes }: Plan["items"][number]): string {
-  const what = [fields.join(", "), ...notes].filter((each) => each !== "").join("; ");
-  return `${action} ${kind} ${name}${what === "" ? "" : ` (${what})`}`;
-}
+type Texts = ReadonlyMap<string, string>;

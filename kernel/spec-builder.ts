@@ -75,16 +75,18 @@ interface GatewayOptions {
   readonly log: { readonly level: string };
   readonly plugins: { readonly dirs: readonly string[] };
   readonly drain: { readonly timeout: number; readonly rate: number };
+  readonly history: number;
   readonly hints: readonly string[];
 }
 
 /** Of the Gateway document's options, or the defaults where there is none or it has problems. */
 export function toGatewaySpec(options: Readonly<Record<string, unknown>> | undefined, folder: string): GatewaySpec {
-  const { log, plugins, drain, hints } = (options ?? {}) as Partial<GatewayOptions>;
+  const { log, plugins, drain, history, hints } = (options ?? {}) as Partial<GatewayOptions>;
   return {
     log: { level: log?.level ?? "info" },
     plugins: { dirs: (plugins?.dirs ?? []).map((dir) => resolve(folder, dir)) },
     drain: { timeoutMs: (drain?.timeout ?? 10) * 1000, rate: drain?.rate ?? 1000 },
+    history: history ?? 20,
     hints: hints ?? [],
   };
 }

@@ -93,6 +93,8 @@ export interface GatewaySpec {
   readonly log: { readonly level: string };
   readonly plugins: { readonly dirs: readonly string[] };
   readonly drain: DrainSpec;
+  /** Applied configs that are remembered. */
+  readonly history: number;
   /** Lines that the banner ends with: what a newcomer can try. */
   readonly hints: readonly string[];
 }

@@ -13,7 +13,7 @@ export async function run(cli: Cli, { config, watch }: { config?: string; watch:
   const log = pino({ timestamp: pino.stdTimeFunctions.isoTime }, await logStream(cli));
   const gateway = createGateway({ log, version: cli.version });
   const reloader = createReloader({
-    load: () => loadSpec({ ...cli, ...(config === undefined ? {} : { path: config }) }),
+    load: (overlay = new Map()) => loadSpec({ ...cli, overlay, ...(config === undefined ? {} : { path: config }) }),
     gateway,
     log,
   });

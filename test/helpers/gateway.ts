@@ -5,6 +5,7 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { pino } from "pino";
 import { loadSpec } from "../../kernel/config.ts";
+import type { Overlay } from "../../kernel/config-files.ts";
 import { createGateway, type Gateway } from "../../kernel/gateway.ts";
 import { createReloader, type Reloaded } from "../../kernel/reload.ts";
 
@@ -46,7 +47,8 @@ export async function startTestGateway(
     version: "0.0.0-test",
     ...(options.startDeadlineMs === undefined ? {} : { startDeadlineMs: options.startDeadlineMs }),
   });
-  const load = () => loadSpec({ path: file, cwd: folder, env: { ...process.env, ...options.env }, bins: [bin] });
+  const load = (overlay: Overlay = new Map()) =>
+    loadSpec({ path: file, cwd: folder, env: { ...process.env, ...options.env }, bins: [bin], overlay });
   const reloader = createReloader({ load, gateway, log });
   const { plan, problems } = await reloader.reload("start");
   if (!plan) {

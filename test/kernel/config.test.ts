@@ -81,6 +81,7 @@ describe("a config that is right", () => {
       log: { level: "info" },
       plugins: { dirs: [join(fixtures, "plugins")] },
       drain: { timeoutMs: 10_000, rate: 1000 },
+      history: 20,
       hints: [],
     });
     assert.deepEqual(

@@ -37,7 +37,13 @@ const health: ObjectHealth[] = [
 function overrides(more: Partial<Host> = {}): Partial<Host> {
   return {
     ...createMemoryProxies("mqttproxy"),
-    config: { documents: () => documents, version: () => 7 },
+    config: {
+      documents: () => documents,
+      version: () => 7,
+      apply: () => Promise.reject(new Error("not in this test")),
+      history: () => [],
+      rollback: () => Promise.reject(new Error("not in this test")),
+    },
     kinds: () => kinds,
     health: () => health,
     ...more,
