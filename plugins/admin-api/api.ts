@@ -15,13 +15,20 @@ export function failure(exitCode: number, message: string): CommandFailure {
 
 export interface Api {
   readonly url: string;
-  /** The parsed answer to a 200. Fails with exit code 3 where nothing answers, and with 1 for any other status. */
-  request(method: "GET" | "POST" | "DELETE", path: string, body?: object): Promise<unknown>;
+  /** The parsed answer to a 200 or 201. Fails with exit code 3 where nothing answers, and with 1 for any other status. */
+  request(
+    method: "GET" | "POST" | "PUT" | "DELETE",
+    path: string,
+    body?: object,
+    headers?: Readonly<Record<string, string>>,
+  ): Promise<unknown>;
 }
 
-export const apiHelp = `  --api URL           the gateway's HTTP API (default: $SLUICE_API, else http://127.0.0.1:2381);
+export const apiOption = `  --api URL           the gateway's HTTP API (default: $SLUICE_API, else http://127.0.0.1:2381);
                       $SLUICE_API_KEY, if set, is sent as "Authorization: Bearer";
-                      $NODE_EXTRA_CA_CERTS names a file of CAs to trust for https
+                      $NODE_EXTRA_CA_CERTS names a file of CAs to trust for https`;
+
+export const apiHelp = `${apiOption}
   --json              print the API's answer as JSON
 
 Exit codes: 0 done, 1 refused by the gateway, 2 wrong usage, 3 the gateway can't be reached`;
@@ -36,7 +43,7 @@ export function openApi(option: string | undefined, io: CommandIo): Api {
 
   return {
     url: base,
-    async request(method, path, body) {
+    async request(method, path, body, headers) {
       const timeout = AbortSignal.timeout(answerMs);
       let response: Response;
       let text: string;
@@ -47,6 +54,7 @@ export function openApi(option: string | undefined, io: CommandIo): Api {
             accept: "application/json",
             ...(body && { "content-type": "application/json" }),
             ...(key && { authorization: `Bearer ${key}` }),
+            ...headers,
           },
           ...(body && { body: JSON.stringify(body) }),
           // A redirect would carry the key to wherever it points.
@@ -68,7 +76,7 @@ export function openApi(option: string | undefined, io: CommandIo): Api {
         );
       }
       const answer = parse(text);
-      if (response.status !== 200) {
+      if (response.status !== 200 && response.status !== 201) {
         throw failure(exit.refused, `${base} answered ${response.status}: ${messageOf(answer) ?? response.statusText}`);
       }
       if (answer === undefined)
@@ -108,7 +116,12 @@ function isDistrust(error: unknown): boolean {
 
 function messageOf(answer: unknown): string | undefined {
   if (typeof answer !== "object" || answer === null || !("message" in answer)) return undefined;
-  return typeof answer.message === "string" ? answer.message : undefined;
+  if (typeof answer.message !== "string") return undefined;
+  const problems = "problems" in answer && Array.isArray(answer.problems) ? answer.problems : [];
+  const lines = (problems as readonly { where: string; message: string }[]).map(
+    ({ where, message }) => `\n  ${where}: ${message}`,
+  );
+  return lines.length === 0 ? answer.message : `the change has problems, and nothing was changed${lines.join("")}`;
 }
 
 function parse(text: string): unknown {

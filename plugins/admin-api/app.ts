@@ -3,6 +3,7 @@ import Koa from "koa";
 import type { ParameterizedContext } from "koa";
 import { Router } from "@koa/router";
 import type { Host } from "@sluice/kernel";
+import { changeRoutes } from "./change-route.ts";
 import type { Authenticator } from "./credentials.ts";
 import { healthRoutes } from "./health-route.ts";
 import { kindRoutes } from "./kinds-route.ts";
@@ -36,6 +37,7 @@ export function createApp(host: Host, options: AppOptions): Koa {
     ...publishRoutes(host, maxBodyBytes),
     ...sessionRoutes(host, maxBodyBytes),
     ...objectRoutes(host),
+    ...changeRoutes(host, maxBodyBytes),
     ...kindRoutes(host),
     ...healthRoutes(host),
     ...logLevelRoutes(host),

@@ -1,4 +1,4 @@
-/** Request bodies: read whole, up to a limit, and parsed as JSON whatever their Content-Type (curl -d says it is a form). */
+/** Request bodies: read whole, up to a limit; those of readObject are JSON whatever their Content-Type (curl -d says it is a form). */
 import { isUtf8 } from "node:buffer";
 import type { ParameterizedContext } from "koa";
 import { problem } from "./problem.ts";
@@ -14,7 +14,7 @@ const drainBytes = 8 * 1024 * 1024;
 
 /** The body as a JSON object. Throws 400 for anything else and 413 for more than `limit` bytes. */
 export async function readObject(ctx: ParameterizedContext, limit: number): Promise<Record<string, unknown>> {
-  const bytes = await read(ctx, limit);
+  const bytes = await readBody(ctx, limit);
   // JSON.parse would see U+FFFD in the place of bytes that aren't UTF-8, and a payload would change unnoticed.
   const value = isUtf8(bytes) ? parse(bytes.toString()) : undefined;
   if (typeof value !== "object" || value === null || Array.isArray(value)) throw problem(400, invalidJson);
@@ -29,7 +29,8 @@ function parse(text: string): unknown {
   }
 }
 
-function read(ctx: ParameterizedContext, limit: number): Promise<Buffer> {
+/** The body's bytes. Throws 413 for more than `limit` of them. */
+export function readBody(ctx: ParameterizedContext, limit: number): Promise<Buffer> {
   const { req } = ctx;
   const declared = Number(req.headers["content-length"] ?? 0);
   const waits = req.headers.expect !== undefined;

@@ -7,7 +7,7 @@ import type { Route } from "./route.ts";
 /** Easegress' words for the kinds that both have; a kind of ours alone is a controller. */
 const easegress: Readonly<Record<string, { category: string; aliases: readonly string[] }>> = {
   MQTTProxy: { category: "TrafficGate", aliases: ["mqtt", "mp"] },
-  Pipeline: { category: "Pipeline", aliases: [] },
+  Pipeline: { category: "Pipeline", aliases: ["pl", "pipelines"] },
 };
 
 const byName = (a: KindInfo, b: KindInfo): number => (a.kind < b.kind ? -1 : 1);

@@ -1,4 +1,5 @@
 /** The running objects and their status. The host has replaced their secrets by `***`. */
+import type { RouterContext } from "@koa/router";
 import type { ConfigDocument, Host } from "@sluice/kernel";
 import { send } from "./negotiate.ts";
 import { problem } from "./problem.ts";
@@ -19,8 +20,15 @@ export function objectRoutes(host: Host): Route[] {
     };
   }
 
-  function find(name: string | undefined): ConfigDocument | undefined {
-    return host.config.documents().find((document) => document.name === name);
+  /** Names are unique for each kind: `?kind=` says which one is meant. */
+  function find(ctx: RouterContext): ConfigDocument {
+    const { name } = ctx.params;
+    const kind = [ctx.query["kind"]].flat().at(-1);
+    const found = host.config
+      .documents()
+      .find((document) => document.name === name && (kind === undefined || document.kind === kind));
+    if (!found) throw problem(404, "not found");
+    return found;
   }
 
   return [
@@ -34,11 +42,7 @@ export function objectRoutes(host: Host): Route[] {
       method: "GET",
       path: "/objects/:name",
       summary: "one running object",
-      handle(ctx) {
-        const document = find(ctx.params["name"]);
-        if (!document) throw problem(404, "not found");
-        send(ctx, document);
-      },
+      handle: (ctx) => send(ctx, find(ctx)),
     },
     {
       method: "GET",
@@ -51,11 +55,7 @@ export function objectRoutes(host: Host): Route[] {
       method: "GET",
       path: "/status/objects/:name",
       summary: "spec, status and health of one object",
-      handle(ctx) {
-        const document = find(ctx.params["name"]);
-        if (!document) throw problem(404, "not found");
-        send(ctx, status(document));
-      },
+      handle: (ctx) => send(ctx, status(find(ctx))),
     },
   ];
 }

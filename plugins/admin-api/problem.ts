@@ -9,17 +9,33 @@ const statusOfCode: Readonly<Record<string, number>> = {
   TOPIC_INVALID: 400,
   QUEUE_FULL: 503,
   STORE_CLOSED: 503,
+  CONFIG_INVALID: 400,
+  CONFIG_NOT_FOUND: 404,
+  CONFIG_READ_ONLY: 409,
+  CONFIG_CONFLICT: 412,
+  // Valid, and yet it could not be built: a port is taken, a folder can't be written.
+  FILTER_CREATE_FAILED: 422,
+  SERVICE_START_FAILED: 422,
+  LISTEN_FAILED: 422,
+  PLUGIN_START_TIMEOUT: 422,
 };
+
+/** One of several things that are wrong: where, and what to do. */
+export interface Detail {
+  readonly where: string;
+  readonly message: string;
+}
 
 export interface Problem extends Error {
   readonly status: number;
   /** The message was written for the caller. */
   readonly expose: true;
+  readonly problems?: readonly Detail[];
 }
 
 /** What a handler throws to answer with another status than 200: `throw problem(404, "not found")`. */
-export function problem(status: number, message: string): Problem {
-  return Object.assign(new Error(message), { status, expose: true } as const);
+export function problem(status: number, message: string, problems?: readonly Detail[]): Problem {
+  return Object.assign(new Error(message), { status, expose: true, ...(problems && { problems }) } as const);
 }
 
 /** Turns what a handler threw into the answer. Only what is no caller's fault is logged, and it is never shown. */
@@ -28,7 +44,14 @@ export function sendProblem(ctx: ParameterizedContext, error: unknown, log: Logg
   if (status === 500) log.error({ err: error, method: ctx.method, path: ctx.path }, "an HTTP request failed");
   ctx.status = status;
   if (status === 503) ctx.set("Retry-After", "1");
-  send(ctx, { code: status, message });
+  const problems = status === 500 ? undefined : problemsOf(error);
+  send(ctx, { code: status, message, ...(problems && { problems }) });
+}
+
+/** All that is wrong with a config, as the kernel lists it or as `problem` was given it. */
+function problemsOf(error: unknown): Detail[] | undefined {
+  if (!(error instanceof Error) || !("problems" in error) || !Array.isArray(error.problems)) return undefined;
+  return (error.problems as readonly Detail[]).map(({ where, message }) => ({ where, message }));
 }
 
 function describe(error: unknown): { status: number; message: string } {

@@ -1,10 +1,8 @@
 /** `sluice publish`: send a message to a proxy's subscribers. */
-import { open } from "node:fs/promises";
-import { addAbortSignal, Readable } from "node:stream";
 import { parseArgs } from "node:util";
-import type { CommandIo } from "@sluice/kernel";
 import { apiHelp, exit, failure, openApi } from "./api.ts";
 import { defineCommand } from "./command.ts";
+import { readInput } from "./input.ts";
 
 const help = `Usage: sluice publish <proxy> <topic> [payload] [options]
 
@@ -50,7 +48,8 @@ export default defineCommand("send a message to a proxy's subscribers", help, as
   if (values.qos !== "0" && values.qos !== "1") throw failure(exit.usage, `--qos must be 0 or 1, not "${values.qos}".`);
 
   const api = openApi(values.api, io);
-  const payload = given === undefined ? await readPayload(values.file ?? "-", io) : Buffer.from(given);
+  const payload =
+    given === undefined ? await readInput(values.file ?? "-", "the payload", maxPayloadBytes, io) : Buffer.from(given);
   const answer = await api.request("POST", `/mqttproxy/${encodeURIComponent(proxy)}/topics/publish`, {
     topic,
     qos: Number(values.qos),
@@ -65,37 +64,4 @@ function describe(answer: unknown): string {
   const { matched, connected } = answer as { matched: number; connected: number };
   if (matched === 0) return "no session is subscribed to this topic";
   return `${matched} ${matched === 1 ? "session" : "sessions"} matched, ${connected} connected`;
-}
-
-async function readPayload(file: string, io: CommandIo): Promise<Buffer> {
-  if (file === "-") {
-    if ("isTTY" in io.stdin && io.stdin.isTTY === true) io.stderr.write("reading the payload; end it with Ctrl-D\n");
-    if (io.stdin instanceof Readable) addAbortSignal(io.signal, io.stdin);
-    return collect(io.stdin, "standard input");
-  }
-  let handle;
-  try {
-    handle = await open(file);
-  } catch (error) {
-    throw failure(exit.usage, `can't read --file: ${error instanceof Error ? error.message : String(error)}`);
-  }
-  try {
-    return await collect(handle.createReadStream({ autoClose: false }), file);
-  } finally {
-    await handle.close();
-  }
-}
-
-async function collect(stream: NodeJS.ReadableStream, name: string): Promise<Buffer> {
-  const chunks: Buffer[] = [];
-  let size = 0;
-  for await (const chunk of stream) {
-    const bytes = typeof chunk === "string" ? Buffer.from(chunk) : chunk;
-    size += bytes.length;
-    if (size > maxPayloadBytes) {
-      throw failure(exit.usage, `${name} is longer than MQTT's largest packet, ${maxPayloadBytes} bytes.`);
-    }
-    chunks.push(bytes);
-  }
-  return Buffer.concat(chunks, size);
 }

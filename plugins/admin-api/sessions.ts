@@ -2,6 +2,7 @@
 import { parseArgs } from "node:util";
 import { apiHelp, exit, failure, openApi } from "./api.ts";
 import { defineCommand } from "./command.ts";
+import { formatTable } from "./table.ts";
 
 const help = `Usage: sluice sessions list <proxy> [options]
        sluice sessions kick <proxy> <clientId...> [options]
@@ -85,22 +86,10 @@ function table(sessions: readonly Row[]): string {
       String(session.inflight),
       session.subscriptions.map(({ topicFilter, qos }) => `${topicFilter} (${qos})`).join(", ") || "-",
     ]),
-  ].map((row) => row.map(printable));
-  const widths = rows[0]!.map((_, column) => rows.reduce((width, row) => Math.max(width, row[column]!.length), 0));
-  const lines = rows.map((row) =>
-    row
-      .map((cell, column) => cell.padEnd(widths[column]!))
-      .join("  ")
-      .trimEnd(),
-  );
-  return `${lines.join("\n")}\n${count(sessions.length)}, ${sessions.filter((each) => each.connected).length} connected\n`;
+  ];
+  return `${formatTable(rows)}${count(sessions.length)}, ${sessions.filter((each) => each.connected).length} connected\n`;
 }
 
 function count(sessions: number): string {
   return sessions === 1 ? "1 session" : `${sessions} sessions`;
-}
-
-/** Clients choose these strings: none of them may move the cursor or turn the line around. */
-function printable(text: string): string {
-  return text.replace(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/gu, (character) => `\\u{${character.codePointAt(0)!.toString(16)}}`);
 }

@@ -85,7 +85,7 @@ describe("sluice", () => {
     const unknown = await sluice("chekc");
     assert.deepEqual([unknown.code, unknown.stdout], [2, ""]);
     assert.match(unknown.stderr, /unknown command 'chekc'\n\(Did you mean check\?\)/);
-    assert.match((await sluice("gret")).stderr, /Did you mean greet\?/);
+    assert.match((await sluice("greeet")).stderr, /Did you mean greet\?/);
     assert.equal((await sluice("check", "--cofnig", "x")).code, 2);
     assert.equal((await sluice("check", "-c")).code, 2);
     assert.equal((await sluice()).code, 2);

@@ -3,6 +3,7 @@ import { test } from "node:test";
 import { parse } from "yaml";
 import type { ConfigDocument, Host, KindInfo, ObjectHealth } from "../../kernel/plugin.ts";
 import { startAdminApi } from "../helpers/admin-api.ts";
+import { createMemoryConfig } from "../helpers/memory-config.ts";
 import { createMemoryProxies } from "../helpers/proxies.ts";
 
 const documents: ConfigDocument[] = [
@@ -37,13 +38,7 @@ const health: ObjectHealth[] = [
 function overrides(more: Partial<Host> = {}): Partial<Host> {
   return {
     ...createMemoryProxies("mqttproxy"),
-    config: {
-      documents: () => documents,
-      version: () => 7,
-      apply: () => Promise.reject(new Error("not in this test")),
-      history: () => [],
-      rollback: () => Promise.reject(new Error("not in this test")),
-    },
+    config: { ...createMemoryConfig(documents).config, version: () => 7 },
     kinds: () => kinds,
     health: () => health,
     ...more,
@@ -59,20 +54,6 @@ test("objects, sorted by name, and one of them", async (t) => {
   const missing = await api.call("GET", "/objects/nothing");
   assert.deepEqual([missing.status, missing.json], [404, { code: 404, message: "not found" }]);
   assert.equal(missing.headers.get("x-config-version"), "7");
-});
-
-test("changing objects is not offered yet, and says so", async (t) => {
-  const api = await startAdminApi(t, { overrides: overrides() });
-  for (const [method, path] of [
-    ["POST", "/objects"],
-    ["DELETE", "/objects"],
-    ["PUT", "/objects/mqttproxy"],
-    ["DELETE", "/objects/mqttproxy"],
-  ] as const) {
-    const answer = await api.call(method, path, method === "DELETE" ? undefined : {});
-    assert.deepEqual([answer.status, answer.headers.get("allow")], [405, "GET, HEAD"], `${method} ${path}`);
-    assert.equal((answer.json as { code: number }).code, 405);
-  }
 });
 
 test("the status of objects holds the health of what is in them", async (t) => {
