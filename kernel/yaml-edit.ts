@@ -33,10 +33,18 @@ const isParts = (value: unknown): value is Parts =>
 
 const style: ToStringOptions = { lineWidth: 0, indentSeq: false };
 
+/** As where the config is read. */
+const limits = { maxAliasCount: 1000 };
+
 /** The one document in `text`; undefined where it holds none, several, or what is no YAML. */
 export function readDocumentText(text: string): { value: unknown } | undefined {
   const yaml = parseOne(text);
-  return yaml && { value: yaml.toJS() as unknown };
+  try {
+    return yaml && { value: yaml.toJS(limits) as unknown };
+  } catch {
+    // An alias whose anchor has gone.
+    return undefined;
+  }
 }
 
 function parseOne(text: string): Document.Parsed | undefined {
@@ -80,7 +88,7 @@ function applyEdits(text: string, edits: readonly Edit[]): string {
 
 /** Undefined where the node has to be written anew. */
 function editsFor(node: ParsedNode, wanted: unknown, source: Source): Edit[] | undefined {
-  if (isDeepStrictEqual(node.toJS(source.yaml), wanted)) return [];
+  if (isDeepStrictEqual(node.toJS(source.yaml, limits), wanted)) return [];
   if (isAlias(node)) return undefined;
   if (isMap(node) && isParts(wanted)) return mapEdits(node, wanted, source);
   if (isSeq(node) && Array.isArray(wanted)) return listEdits(node, wanted, source);
@@ -133,7 +141,7 @@ function listEdits(list: YAMLSeq.Parsed, wanted: readonly unknown[], source: Sou
   let at = 0;
   const isShorter = wanted.length < items.length;
   for (const item of items) {
-    if (isShorter && !isDeepStrictEqual(item.toJS(yaml), wanted[at])) {
+    if (isShorter && !isDeepStrictEqual(item.toJS(yaml, limits), wanted[at])) {
       const dash = text.lastIndexOf("-", item.range[0] - 1);
       const lines = dash < 0 ? undefined : wholeLines(text, dash, item.range[1]);
       if (!lines) return undefined;

@@ -138,6 +138,11 @@ describe("a document in place", () => {
     );
   });
 
+  test("an anchor that goes while it is used: what used it has the value", () => {
+    const text = "kind: A\nname: a\none: &x {a: 1}\ntwo: *x\n";
+    assert.equal(put(text, { kind: "A", name: "a", two: { a: 1 } }), "kind: A\nname: a\ntwo:\n  a: 1\n");
+  });
+
   test("line breaks of Windows, no line break at the end, and a document on the line of its ---", () => {
     assert.equal(
       put("kind: A\r\nname: a\r\nx: 1\r\n", { kind: "A", name: "a", x: 2 }),
