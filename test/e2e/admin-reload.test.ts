@@ -47,7 +47,10 @@ interface Answer {
 function call(agent: Agent, url: string, o: { method?: string; body?: string; key?: string } = {}): Promise<Answer> {
   return new Promise((resolve, reject) => {
     const { method = "GET", body, key } = o;
-    const headers = key === undefined ? {} : { authorization: `Bearer ${key}` };
+    const headers = {
+      ...(body !== undefined && { "content-type": "application/json" }),
+      ...(key !== undefined && { authorization: `Bearer ${key}` }),
+    };
     const sent = request(url, { agent, method, headers }, (answer) => {
       let text = "";
       answer.on("data", (chunk: Buffer) => (text += chunk.toString()));
@@ -240,4 +243,26 @@ test("connections that an earlier clientCA let in end with it", async (t) => {
   assert.equal((await dial(second)).head, "HTTP/1.1 200 OK");
   const refused = await dial(first).catch(() => undefined);
   assert.notEqual(refused?.head, "HTTP/1.1 200 OK");
+});
+
+test("the call that changes the HTTP API itself is answered, and told by whom in the history", async (t) => {
+  const port = await freePort();
+  const gateway = await start(t, yaml(port, { keys }));
+  const agent = keepAlive(t);
+  const objects = `${gateway.api}/apis/v2/objects`;
+  const body = JSON.stringify({ kind: "AdminAPI", name: "admin-api", port, keys, maxBodyBytes: 1024 });
+  const changed = await call(agent, `${objects}/admin-api`, { method: "PUT", body, key });
+  assert.deepEqual([changed.status, changed.reused], [200, false], changed.text);
+  const shown = await call(agent, `${objects}/admin-api`, { key });
+  assert.deepEqual([shown.status, shown.reused], [200, true]);
+  assert.equal((JSON.parse(shown.text) as Record<string, unknown>)["maxBodyBytes"], 1024);
+  assert.equal(gateway.gateway.host.config.history()[0]?.by, "key:ops");
+  assert.equal((await call(agent, objects, { method: "POST", body })).status, 401);
+
+  const elsewhere = await freePort();
+  const moved = JSON.stringify({ kind: "AdminAPI", name: "admin-api", port: elsewhere, keys });
+  const answer = await call(agent, `${objects}/admin-api`, { method: "PUT", body: moved, key });
+  assert.equal(answer.status, 200, answer.text);
+  const there = `http://127.0.0.1:${elsewhere}/apis/v2/objects`;
+  assert.equal((await call(keepAlive(t), there, { key })).status, 200);
 });
