@@ -29,6 +29,8 @@ export interface Gateway {
   setConfigProblem(problem: string | undefined): void;
   /** What `host.config` changes the config with: whoever reads its files. Until then every change is refused. */
   setConfigControl(control: ConfigControl): void;
+  /** Resolves when {@link Host.drain} is called: who runs the gateway stops it then. */
+  readonly drainAsked: Promise<void>;
   /** Stops accepting, lets what is under way finish within the drain time-out, closes everything once. */
   stop(): Promise<void>;
 }
@@ -41,6 +43,7 @@ export function createGateway(o: { log: RootLogger; version: string; startDeadli
   const ready = Promise.withResolvers<void>();
   // Nobody may be waiting for it when the start fails.
   ready.promise.catch(() => undefined);
+  const asked = Promise.withResolvers<void>();
   const startedAt = systemClock.now();
   let running: Generation = nothing;
   let registry: Registry | undefined;
@@ -81,6 +84,7 @@ export function createGateway(o: { log: RootLogger; version: string; startDeadli
     },
     ready: ready.promise,
     isReady: () => isReady,
+    drain: () => asked.resolve(),
   };
   let folderOfFirst = process.cwd();
   const source: HostSource = { shared, metrics, log };
@@ -127,6 +131,7 @@ export function createGateway(o: { log: RootLogger; version: string; startDeadli
 
   return {
     host,
+    drainAsked: asked.promise,
     get spec() {
       return running.spec;
     },

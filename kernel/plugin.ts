@@ -420,4 +420,6 @@ export interface Host {
   /** Resolves when every listener is bound and every service has started. */
   readonly ready: Promise<void>;
   isReady(): boolean;
+  /** Asks the gateway to stop as SIGTERM does: clients are closed in turn, what is under way is finished. Returns at once. */
+  drain(): void;
 }

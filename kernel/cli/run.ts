@@ -42,7 +42,7 @@ export async function run(cli: Cli, { config, watch }: { config?: string; watch:
   await watcher?.follow(inputs, startedAt);
   const onHangup = (): void => void reload("signal");
   process.on("SIGHUP", onHangup);
-  const signal = await signals.first;
+  const signal = await Promise.race([signals.first, gateway.drainAsked.then(() => "drain")]);
   log.info({ signal }, "stopping");
   watcher?.close();
   await gateway.stop();

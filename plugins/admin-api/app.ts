@@ -5,6 +5,7 @@ import { Router } from "@koa/router";
 import type { Host } from "@sluice/kernel";
 import { changeRoutes } from "./change-route.ts";
 import type { Authenticator } from "./credentials.ts";
+import { drainRoutes } from "./drain-route.ts";
 import { healthRoutes } from "./health-route.ts";
 import { kindRoutes } from "./kinds-route.ts";
 import { logLevelRoutes } from "./log-level-route.ts";
@@ -41,6 +42,7 @@ export function createApp(host: Host, options: AppOptions): Koa {
     ...kindRoutes(host),
     ...healthRoutes(host),
     ...logLevelRoutes(host),
+    ...drainRoutes(host),
   ];
   routes.push({
     method: "GET",

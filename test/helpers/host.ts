@@ -71,6 +71,7 @@ export function createTestHost(options: { name?: string; folder?: string; overri
     },
     ready: Promise.resolve(),
     isReady: () => true,
+    drain: () => undefined,
     ...options.overrides,
   };
 
