@@ -123,6 +123,9 @@ export async function buildGeneration(running: Generation, spec: Spec, workshop:
         }
       }
       for (const change of changes) change.commit();
+      for (const [name, proxy] of running.proxies) {
+        if (!proxies.has(name)) proxy.orphan((pipeline) => running.pipelines.get(pipeline));
+      }
     },
     async retire() {
       const { drain } = spec.gateway;

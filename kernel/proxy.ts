@@ -25,6 +25,8 @@ export interface Proxy extends ProxyHandle {
    * @throws SluiceError LISTEN_FAILED, CONFIG_INVALID; nothing has changed then
    */
   prepare(next: ProxySpec): Promise<ProxyChange>;
+  /** It is dropped: its last packets go through these pipelines, which may be gone from what runs. */
+  orphan(pipeline: ProxyDeps["pipeline"]): void;
   /** Stops accepting, closes the connections at the drain's rate, each when its packets under way are through. */
   stop(drain: DrainSpec): Promise<void>;
 }
@@ -86,6 +88,7 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
     new Map(),
     deps,
   );
+  let pipelineOf = (name: string): Pipeline | undefined => deps.pipeline(name);
   let listener: Listener | undefined;
   let stopping = false;
   /** Runs that outlive their connection: wills and Disconnect pipelines. */
@@ -191,7 +194,7 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
   /** No rule for a packet type = allowed. A rule's pipeline was there when the config was checked. */
   function run(job: Job, done: (outcome: Outcome) => void): Outcome | undefined {
     const name = spec.rules[job.type];
-    const pipeline = name === undefined ? undefined : deps.pipeline(name);
+    const pipeline = name === undefined ? undefined : pipelineOf(name);
     if (pipeline) return pipeline.run(job, done);
     if (name !== undefined) {
       return { kind: "fault", error: new SluiceError("CONFIG_INVALID", `${spec.name}: no pipeline ${name}`) };
@@ -261,6 +264,9 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
       connections: byClientId.size,
       ...store.counts,
     }),
+    orphan(pipeline) {
+      pipelineOf = pipeline;
+    },
     async stop({ timeoutMs, rate }) {
       stopping = true;
       await listener?.close();

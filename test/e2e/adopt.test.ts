@@ -114,3 +114,23 @@ test("a create that throws, or hangs beyond its deadline, fails the reload; what
   const { plan } = await reload({ a: { id: "a4" }, b: { id: "b4" } });
   assert.equal(plan?.isEmpty, false);
 });
+
+test("the last packets of a removed proxy go through its pipeline, also where that is removed with it", async (t) => {
+  const name = randomUUID();
+  const notes = openDiary(name);
+  const first = { kind: "MQTTProxy", name: "first", host: "127.0.0.1", port: 0 };
+  const gateway = await startTestGateway(
+    toYaml([
+      probeDocument,
+      first,
+      { ...first, name: "second", rules: [{ when: { packetType: "Disconnect" }, pipeline: "bye" }] },
+      { kind: "Pipeline", name: "bye", filters: [{ name: "a", kind: "Adopter", diary: name, id: "a1" }] },
+    ]),
+  );
+  t.after(() => gateway.stop());
+  const client = await connectRaw(gateway.port("second"), "c");
+  const { plan } = await gateway.reload(toYaml([probeDocument, first]));
+  assert.equal(plan?.isEmpty, false);
+  await client.expectClose();
+  await eventually(() => notes, ["a1 handles Disconnect", "a1 closes"]);
+});

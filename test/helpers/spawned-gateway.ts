@@ -16,8 +16,10 @@ export interface LogLine {
 
 export interface SpawnedGateway {
   readonly pid: number;
-  /** Of the only MQTT listener. */
+  /** Of the first MQTT listener. */
   readonly port: number;
+  /** Of a proxy's listener. */
+  url(proxy: string): Promise<string>;
   readonly api: string;
   readonly logs: readonly LogLine[];
   /** The first line from index `from` on that fits; waits for it. */
@@ -92,6 +94,8 @@ export async function spawnGateway(
     return {
       pid,
       port: Number(port),
+      url: (proxy) =>
+        until(`the URL of ${proxy}`, () => new RegExp(`^${proxy} listens on (\\S+)$`, "m").exec(banner)?.[1]),
       api,
       logs,
       logged,
