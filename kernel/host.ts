@@ -24,6 +24,12 @@ export const systemClock: Clock = {
   },
 };
 
+/**
+ * Made once: an error remembers the calls that it was made in, and by them what they hold. One made at each close would
+ * keep every earlier generation in memory, each held by the next.
+ */
+const closed = new DOMException("This instance is closed", "AbortError");
+
 /** A host for one instance, and the `abort` that ends its signal and its gauges. */
 export function createHost(source: HostSource, name: string, fields: object): { host: Host; abort: () => void } {
   const controller = new AbortController();
@@ -33,5 +39,5 @@ export function createHost(source: HostSource, name: string, fields: object): { 
     metrics: { value: source.metrics.scoped(controller.signal), enumerable: true },
     signal: { value: controller.signal, enumerable: true },
   }) as Host;
-  return { host, abort: () => controller.abort() };
+  return { host, abort: () => controller.abort(closed) };
 }
