@@ -90,6 +90,7 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
   );
   let pipelineOf = (name: string): Pipeline | undefined => deps.pipeline(name);
   let listener: Listener | undefined;
+  let gate: TlsGate | undefined;
   let stopping = false;
   /** Runs that outlive their connection: wills and Disconnect pipelines. */
   let lastWords = 0;
@@ -225,8 +226,14 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
       return `${spec.useTLS ? "mqtts" : "mqtt"}://${hostAndPort(host, port)}`;
     },
     async prepare(next) {
-      const gate = next.useTLS ? createGate(next) : undefined;
       const old = listener;
+      // A context costs milliseconds of OpenSSL's time, and its clients the resumption of their TLS sessions.
+      const isSameTls =
+        old !== undefined &&
+        next.useTLS === spec.useTLS &&
+        next.handshakeTimeoutMs === spec.handshakeTimeoutMs &&
+        isDeepStrictEqual(next.certificate, spec.certificate);
+      const nextGate = isSameTls ? gate : next.useTLS ? createGate(next) : undefined;
       const bound =
         old && next.host === spec.host && next.port === spec.port ? old : await listen({ ...next, ...sockets });
       return {
@@ -234,11 +241,12 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
           const previous = spec;
           spec = next;
           listener = bound;
+          gate = nextGate;
           if (!isDeepStrictEqual(previous.connectionLimit, next.connectionLimit)) admission.limit(next.connectionLimit);
           if (!isDeepStrictEqual(previous.clientPublishLimit, next.clientPublishLimit)) {
             for (const peer of peers.values()) peer.limitPublishes();
           }
-          bound.open(gate);
+          bound.open(nextGate);
           if (old !== bound) void old?.close();
         },
         async rollback() {
