@@ -4,7 +4,7 @@ import { pino, type DestinationStream, type Logger } from "pino";
 import { loadSpec } from "../config.ts";
 import { createGateway, type Gateway } from "../gateway.ts";
 import { createReloader } from "../reload.ts";
-import { watchInputs } from "../watch.ts";
+import { type Watcher, watchInputs } from "../watch.ts";
 import type { Cli } from "./main.ts";
 import { count, problemLine } from "./report.ts";
 
@@ -18,9 +18,21 @@ export async function run(cli: Cli, { config, watch }: { config?: string; watch:
     log,
   });
   const signals = catchSignals();
+  let watcher: Watcher | undefined;
+  const reload = async (by: string): Promise<void> => {
+    await watcher?.mark();
+    const readAt = Date.now();
+    // What a config that is no good was read from is watched too: that is where it will be mended.
+    const { inputs: read } = await reloader.reload(by);
+    await watcher?.follow(read, readAt);
+  };
+  // From the first moment: without a listener a SIGHUP ends the process. One that comes during the start queues up.
+  const onHangup = (): void => void reload("signal");
+  process.on("SIGHUP", onHangup);
   const startedAt = Date.now();
   const { plan, problems, inputs } = await reloader.reload("start");
   if (!plan) {
+    process.off("SIGHUP", onHangup);
     signals.release();
     for (const problem of problems) cli.stderr.write(problemLine(problem, "problem", cli.colors));
     cli.stderr.write(`${count(problems.length, "problem")}: nothing was started\n`);
@@ -31,17 +43,8 @@ export async function run(cli: Cli, { config, watch }: { config?: string; watch:
   const banner = cli.stdout.isTTY ? cli.stdout : cli.stderr;
   for (const line of gateway.summary()) banner.write(`${line}\n`);
 
-  const reload = async (by: string): Promise<void> => {
-    await watcher?.mark();
-    const readAt = Date.now();
-    // What a config that is no good was read from is watched too: that is where it will be mended.
-    const { inputs: read } = await reloader.reload(by);
-    await watcher?.follow(read, readAt);
-  };
-  const watcher = watch ? watchInputs({ onChange: () => void reload("file") }) : undefined;
+  watcher = watch ? watchInputs({ onChange: () => void reload("file") }) : undefined;
   await watcher?.follow(inputs, startedAt);
-  const onHangup = (): void => void reload("signal");
-  process.on("SIGHUP", onHangup);
   const signal = await Promise.race([signals.first, gateway.drainAsked.then(() => "drain")]);
   log.info({ signal }, "stopping");
   watcher?.close();
