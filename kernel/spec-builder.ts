@@ -4,28 +4,18 @@ import { flowOf, type FilterEntry, type PipelineEntry } from "./checks.ts";
 import type { Entry } from "./entry.ts";
 import type { ConfigDocument, FilterKind, PacketType } from "./plugin.ts";
 import { redact } from "./schema-walk.ts";
-import type { CertificatePair, FlowNode, GatewaySpec, PipelineSpec, ProxySpec, RateLimit } from "./spec.ts";
+import type { CertificatePair, FlowNode, GatewaySpec, PipelineSpec, ProxySpec } from "./spec.ts";
 
-interface ProxyOptions {
-  readonly host?: string;
-  readonly port: number;
-  readonly useTLS: boolean;
-  readonly topicCacheSize: number;
-  readonly maxAllowedConnection: number;
-  readonly connectionLimit?: RateLimit;
-  readonly clientPublishLimit?: RateLimit;
+/** As the schema has checked them: what the spec holds, but for rules by packet type and times in milliseconds. */
+type ProxyOptions = Omit<
+  ProxySpec,
+  "name" | "certificate" | "rules" | "connectTimeoutMs" | "handshakeTimeoutMs" | "faultGraceMs"
+> & {
   readonly rules: readonly { readonly when: { readonly packetType: PacketType }; readonly pipeline: string }[];
-  readonly brokerMode: boolean;
-  readonly retryInterval: number;
-  readonly maxPacketBytes: number;
-  readonly maxInWork: number;
-  readonly maxInWorkBytes: number;
-  readonly maxInflight: number;
-  readonly queue: ProxySpec["queue"];
   readonly connectTimeout: number;
   readonly handshakeTimeout: number;
   readonly faultGrace: number;
-}
+};
 
 export function toProxySpec(entry: Entry, certificate: readonly CertificatePair[]): ProxySpec {
   const options = entry.options as unknown as ProxyOptions;
