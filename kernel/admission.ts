@@ -5,6 +5,7 @@ import { type Connection, pause } from "./connection.ts";
 import { createKeyedLimiter, createLimiter } from "./limiter.ts";
 import { createLane, type Job, type Outcome } from "./pipeline.ts";
 import type { Client, Message, Reason } from "./plugin.ts";
+import { neverExpires } from "./session.ts";
 import type { RateLimit } from "./spec.ts";
 import type { ProxyStore, SessionHandle } from "./store.ts";
 
@@ -71,7 +72,8 @@ export function createAdmission(initial: RateLimit | undefined, deps: AdmissionD
     try {
       handle = await deps.store.acquire({
         clientId: client.id,
-        clean,
+        cleanStart: clean,
+        expirySec: clean ? 0 : neverExpires,
         info: { username: client.username, address: client.address },
         onLost: (why) => connection.close(why),
       });
@@ -114,7 +116,14 @@ export function createAdmission(initial: RateLimit | undefined, deps: AdmissionD
         return;
       }
       const { clean, keepalive, password, username, will } = connect;
-      const packet = { clientId: client.id, clean, keepalive, password, username, will };
+      const packet = {
+        clientId: client.id,
+        clean,
+        keepalive,
+        password,
+        username,
+        will: will && { ...will, delaySec: 0 },
+      };
       const outcome = deps.run({ type: "Connect", origin: "client", packet, client, lane: createLane() }, (late) =>
         authenticated(connection, client, connect, late),
       );

@@ -1,6 +1,6 @@
 /** The QoS 1 deliveries of one connection that wait for their PUBACK: packet ids and resends. */
 import { encodePublish, encodePublishTemplate, publishFromTemplate } from "./codec.ts";
-import type { Delivery } from "./session.ts";
+import type { Delivery } from "./store.ts";
 
 /** What a message's `frames` hold: its encoded forms, made by the first subscriber that needs each. */
 interface Frames {
@@ -9,7 +9,7 @@ interface Frames {
 }
 
 export interface Inflight {
-  /** The bytes to send; at QoS 1 a packet id is taken, or the delivery's own is kept where it was sent before. */
+  /** The bytes to send; at QoS 1 under the delivery's packet id. */
   encode(delivery: Delivery, again: boolean): Buffer;
   /** PUBACK: the delivery it settles; nothing for an id that is not in flight. */
   settle(packetId: number): Delivery | undefined;
@@ -26,15 +26,7 @@ interface Sent {
 export function createInflight(o: { retryMs: () => number; resend: (frame: Buffer) => void }): Inflight {
   // In the order of their last sending.
   const byId = new Map<number, Sent>();
-  let lastId = 0;
   let timer: NodeJS.Timeout | undefined;
-
-  /** 1 to 65535, never one that is in flight [MQTT-2.3.1-2], [MQTT-2.3.1-4]. */
-  function nextId(): number {
-    do lastId = lastId === 65_535 ? 1 : lastId + 1;
-    while (byId.has(lastId));
-    return lastId;
-  }
 
   function retry(): void {
     timer = undefined;
@@ -56,10 +48,10 @@ export function createInflight(o: { retryMs: () => number; resend: (frame: Buffe
   return {
     encode(delivery, again) {
       if (delivery.qos === 0) {
+        if (delivery.retain) return encodePublish({ ...delivery.message, qos: 0, retain: true, dup: false }, undefined);
         const frames = framesOf(delivery);
         return (frames.qos0 ??= encodePublish({ ...delivery.message, qos: 0, retain: false, dup: false }, undefined));
       }
-      if (delivery.packetId === 0) delivery.packetId = nextId();
       byId.set(delivery.packetId, { delivery, at: performance.now() });
       timer ??= setTimeout(retry, o.retryMs());
       return encodeQos1(delivery, again);
@@ -90,6 +82,7 @@ function framesOf({ message }: Delivery): Frames {
 }
 
 function encodeQos1(delivery: Delivery, dup: boolean): Buffer {
+  if (delivery.retain) return encodePublish({ ...delivery.message, qos: 1, retain: true, dup }, delivery.packetId);
   const frames = framesOf(delivery);
   frames.qos1 ??= encodePublishTemplate({ ...delivery.message, qos: 1, retain: false });
   return publishFromTemplate(frames.qos1, delivery.packetId, dup);

@@ -7,9 +7,9 @@ import { createLimiter, type Limiter } from "./limiter.ts";
 import { createLane, type Job, type Lane, type Outcome } from "./pipeline.ts";
 import type { Client, Message, PublishPacket, SubscribePacket } from "./plugin.ts";
 import type { ProxyMetrics } from "./proxy-metrics.ts";
-import type { Delivery } from "./session.ts";
 import type { ProxySpec } from "./spec.ts";
-import { maxSubscriptions, type ProxyStore, type SessionHandle } from "./store.ts";
+import { maxSubscriptions } from "./session.ts";
+import type { Delivery, ProxyStore, SessionHandle } from "./store.ts";
 import { topicFilterProblem, topicNameProblem } from "./topics.ts";
 
 /** What all peers of a proxy share. */
@@ -203,6 +203,7 @@ export class Peer {
   private async grant({ packetId, subscriptions }: SubscribePacket, allowed: boolean): Promise<void> {
     const { handle } = this;
     const codes: number[] = [];
+    const granted: { topicFilter: string; isNew: boolean }[] = [];
     for (const { topicFilter, qos, refused } of subscriptions) {
       const why = this.refusal(topicFilter, allowed && !refused);
       if (why !== undefined) {
@@ -211,13 +212,25 @@ export class Peer {
         continue;
       }
       // Until QoS 2 exists.
-      const granted = qos === 0 ? 0 : 1;
-      const stored = handle.subscribe(topicFilter, granted);
-      if (stored instanceof Promise) await stored;
-      codes.push(granted);
+      const code = qos === 0 ? 0 : 1;
+      const options = {
+        qos: code,
+        noLocal: false,
+        retainAsPublished: false,
+        retainHandling: 0,
+        identifier: 0,
+      } as const;
+      const stored = handle.subscribe(topicFilter, options);
+      const { isNew } = stored instanceof Promise ? await stored : stored;
+      granted.push({ topicFilter, isNew });
+      codes.push(code);
     }
     this.deps.meters.sent("suback");
     this.connection.send(encodeSuback(packetId, codes));
+    for (const { topicFilter, isNew } of granted) {
+      const delivered = handle.deliverRetained(topicFilter, isNew);
+      if (delivered instanceof Promise) await delivered;
+    }
   }
 
   private refusal(topicFilter: string, allowed: boolean): string | undefined {

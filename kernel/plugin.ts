@@ -9,6 +9,22 @@ export type PacketType = "Connect" | "Publish" | "Subscribe" | "Unsubscribe" | "
 
 export type QoS = 0 | 1 | 2;
 
+/** In their order; a name may come again [MQTT-3.3.2-17]. */
+export type UserProperties = readonly (readonly [name: string, value: string])[];
+
+/** The MQTT 5 properties that travel with a message [MQTT-3.3.2]. A publisher of 3.1.1 sets none, its subscriber gets none. */
+export interface MessageProperties {
+  /** 1 = the payload is UTF-8 text. */
+  readonly payloadFormat?: 0 | 1 | undefined;
+  /** Seconds that the message is worth delivering; passed on less the time that it waited [MQTT-3.3.2-6]. */
+  readonly messageExpiry?: number | undefined;
+  readonly contentType?: string | undefined;
+  /** A topic name. */
+  readonly responseTopic?: string | undefined;
+  readonly correlationData?: Buffer | undefined;
+  readonly userProperties?: UserProperties | undefined;
+}
+
 /** An application message: what is delivered to subscribers. */
 export interface Message {
   /** A topic name: 1 to 65,535 bytes of UTF-8, no wildcards, no U+0000. */
@@ -16,6 +32,26 @@ export interface Message {
   payload: Buffer;
   qos: QoS;
   retain: boolean;
+  properties?: MessageProperties | undefined;
+}
+
+/** What a client left to be published when its connection breaks. */
+export interface Will extends Message {
+  /** Seconds between the end of the connection and the will [MQTT-3.1.3-9]; 0 in 3.1.1. */
+  readonly delaySec: number;
+}
+
+/** How a client wants to get what matches a topic filter [MQTT-3.8.3.1]; in 3.1.1 all but `qos` are at their zero. */
+export interface SubscriptionOptions {
+  readonly qos: QoS;
+  /** Not what it has published itself. */
+  readonly noLocal: boolean;
+  /** Messages keep the RETAIN flag that they were published with; else it is cleared. */
+  readonly retainAsPublished: boolean;
+  /** Retained messages: 0 at each SUBSCRIBE, 1 only where the subscription is new, 2 never. */
+  readonly retainHandling: 0 | 1 | 2;
+  /** Sent with each message that matches; 0 = none. */
+  readonly identifier: number;
 }
 
 /** Why a filter refuses. The camelCase names are MQTT 5's; the kernel maps them to what the client's version knows. */
@@ -35,7 +71,36 @@ export type Reason =
   | "packetTooLarge"
   | "quotaExceeded"
   | "payloadFormatInvalid"
-  | "connectionRateExceeded";
+  | "connectionRateExceeded"
+  | "badAuthenticationMethod"
+  | "packetIdentifierInUse"
+  | "receiveMaximumExceeded"
+  | "messageRateTooHigh"
+  | "administrativeAction"
+  | "retainNotSupported"
+  | "qosNotSupported"
+  | "useAnotherServer"
+  | "serverMoved"
+  | "sharedSubscriptionsNotSupported"
+  | "maximumConnectTime"
+  | "subscriptionIdentifiersNotSupported"
+  | "wildcardSubscriptionsNotSupported";
+
+/** The MQTT 5 properties of a CONNECT [MQTT-3.1.2.11]; a client of 3.1.1 has none. */
+export interface ConnectProperties {
+  /** Seconds that the session outlives its connection; 0xFFFFFFFF = it does not expire. */
+  readonly sessionExpiry?: number | undefined;
+  /** QoS 1 and 2 deliveries that the client takes without having acknowledged them. */
+  readonly receiveMaximum?: number | undefined;
+  /** Bytes of the largest packet that the client takes. */
+  readonly maximumPacketSize?: number | undefined;
+  readonly topicAliasMaximum?: number | undefined;
+  readonly requestResponseInformation?: boolean | undefined;
+  readonly requestProblemInformation?: boolean | undefined;
+  readonly userProperties?: UserProperties | undefined;
+  readonly authenticationMethod?: string | undefined;
+  readonly authenticationData?: Buffer | undefined;
+}
 
 export interface ConnectPacket {
   readonly clientId: string;
@@ -44,10 +109,11 @@ export interface ConnectPacket {
   readonly clean: boolean;
   /** Seconds; 0 = none. */
   readonly keepalive: number;
-  readonly will: Message | undefined;
+  readonly will: Will | undefined;
+  readonly properties?: ConnectProperties | undefined;
 }
 
-/** `topic`, `payload` and `qos` may be replaced; in brokerMode subscribers get what the pipeline left. */
+/** `topic`, `payload`, `qos` and `properties` may be replaced; in brokerMode subscribers get what the pipeline left. */
 export interface PublishPacket {
   topic: string;
   payload: Buffer;
@@ -56,6 +122,7 @@ export interface PublishPacket {
   readonly dup: boolean;
   /** 1-65535; undefined at QoS 0 and for a will. */
   readonly packetId: number | undefined;
+  properties?: MessageProperties | undefined;
 }
 
 export interface SubscribePacket {
@@ -267,7 +334,7 @@ export interface Clock {
 }
 
 export interface PublishOutcome {
-  /** Sessions with a matching subscription, connected or not. */
+  /** Sessions that get it, connected or not; of a shared subscription one. */
   readonly matched: number;
   readonly connected: number;
   /** True once the message is as safe as the store makes it. */
@@ -285,6 +352,8 @@ export interface SessionInfo {
   readonly subscriptions: readonly { readonly topicFilter: string; readonly qos: QoS }[];
   readonly queued: number;
   readonly inflight: number;
+  /** Milliseconds since the epoch at which the session of an absent client ends; undefined = it does not, or not yet. */
+  readonly expiresAt?: number | undefined;
 }
 
 export interface ProxyHandle {

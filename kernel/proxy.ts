@@ -78,6 +78,9 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
     get queue() {
       return spec.queue;
     },
+    get retained() {
+      return spec.retained;
+    },
     topicCacheSize: spec.topicCacheSize,
     onDropped: (reason, count) => meters.dropped(reason, count),
     now,

@@ -37,6 +37,7 @@ export function toProxySpec(entry: Entry, certificate: readonly CertificatePair[
     maxInWorkBytes: options.maxInWorkBytes,
     maxInflight: options.maxInflight,
     queue: options.queue,
+    retained: options.retained,
     connectTimeoutMs: options.connectTimeout * 1000,
     handshakeTimeoutMs: options.handshakeTimeout * 1000,
     faultGraceMs: options.faultGrace * 1000,

@@ -1,5 +1,6 @@
 /** The config's documents once validated: what the gateway is built from. Types only. */
 import type { ConfigDocument, FilterKind, PacketType, ServiceKind } from "./plugin.ts";
+import type { QueueLimits } from "./store.ts";
 
 /** Windows of `timePeriod` seconds; 0 = no limit of that sort. A cost may overshoot and is paid back by later windows. */
 export interface RateLimit {
@@ -42,8 +43,10 @@ export interface ProxySpec {
   readonly maxInWorkBytes: number;
   /** QoS 1 deliveries a client may leave unacknowledged before more are sent. */
   readonly maxInflight: number;
-  /** A session's bound. */
-  readonly queue: { readonly maxMessages: number; readonly maxBytes: number; readonly onFull: "dropOldest" | "fault" };
+  /** A session's bound, and that of all of them. */
+  readonly queue: QueueLimits;
+  /** The bound of the retained messages; 0 = none are kept. */
+  readonly retained: { readonly maxMessages: number; readonly maxBytes: number };
   readonly connectTimeoutMs: number;
   readonly handshakeTimeoutMs: number;
   /** After a fault (no ack), how long the connection stays open so that other acks can leave. */
