@@ -11,7 +11,7 @@ import type { FilterKind, ServiceKind } from "./plugin.ts";
 import { findPlugins, type Registry } from "./registry.ts";
 import { schemaCompiler, type Compile } from "./schema.ts";
 import { showDocument, toGatewaySpec, toPipelineSpec, toProxySpec } from "./spec-builder.ts";
-import type { Spec } from "./spec.ts";
+import type { ObjectRef, Spec } from "./spec.ts";
 
 export type { Problem } from "./documents.ts";
 
@@ -24,6 +24,8 @@ export interface LoadOptions {
   readonly bins: readonly string[];
   /** Texts that files of the config are taken to hold, to see what would become of it. */
   readonly overlay?: Overlay;
+  /** One for all loads of a process: compiling the schemas is what most of a load's time would go to. */
+  readonly compile?: Compile;
 }
 
 /** Where a document stands. */
@@ -61,7 +63,7 @@ export async function loadSpec(o: LoadOptions): Promise<LoadedSpec> {
   const files = await readConfigFiles(o);
   const found = issues();
   found.problems.push(...files.problems);
-  const compile = schemaCompiler();
+  const compile = o.compile ?? schemaCompiler();
   const written = files.documents.flatMap((raw) => readDocument(raw, found) ?? []);
 
   const gateways = validateKind("Gateway", written, compile, found);
@@ -118,6 +120,7 @@ export async function loadSpec(o: LoadOptions): Promise<LoadedSpec> {
       kind: codes.get(service.kind) as ServiceKind,
       options: service.options,
     })),
+    where: whereOf(proxies, pipelines, services),
     documents: [...gateways, ...proxies, ...pipelines, ...services].map((entry) => showDocument(entry, schemaOf)),
   };
   return { spec, ...read };
@@ -177,6 +180,7 @@ function impliedEntries(registry: Registry, written: readonly Entry[], found: Is
         position: () => "implied by the distribution",
         isWhole: () => false,
         isFromFile: () => false,
+        isUnresolved: () => false,
       };
       return readDocument(raw, found) ?? [];
     });
@@ -255,6 +259,22 @@ interface Parts {
   readonly pipelines: readonly PipelineEntry[];
   readonly entries: readonly Entry[];
   readonly found: Issues;
+}
+
+function whereOf(
+  proxies: readonly Entry[],
+  pipelines: readonly PipelineEntry[],
+  services: readonly Entry[],
+): Spec["where"] {
+  const key = ({ family, name }: ObjectRef): string => `${family} ${name}`;
+  const entries = new Map<string, Entry>([
+    ...proxies.map((entry) => [key({ family: "proxy", name: entry.name }), entry] as const),
+    ...services.map((entry) => [key({ family: "service", name: entry.name }), entry] as const),
+    ...pipelines.flatMap(({ name, filters }) =>
+      filters.map((entry) => [key({ family: "filter", name: `${name}/${entry.name}` }), entry] as const),
+    ),
+  ]);
+  return (object, field) => entries.get(key(object))?.where(field) ?? object.name;
 }
 
 /** Whether the documents fit each other. Returns the certificates of each proxy. */

@@ -330,10 +330,10 @@ function hostAndPort(host: string, port: number): string {
 }
 
 /** @throws SluiceError CONFIG_INVALID with OpenSSL's word on the pair */
-function createGate({ name, certificate, handshakeTimeoutMs }: ProxySpec): TlsGate {
+function createGate({ certificate, handshakeTimeoutMs }: ProxySpec): TlsGate {
   try {
     return createTlsGate(certificate, handshakeTimeoutMs);
   } catch (error) {
-    throw new SluiceError("CONFIG_INVALID", `${name} > certificate: can't be used for TLS: ${messageOf(error)}`);
+    throw new SluiceError("CONFIG_INVALID", `can't be used for TLS: ${messageOf(error)}`);
   }
 }

@@ -5,7 +5,7 @@ import type { Overlay } from "./config-files.ts";
 import { createConfigHistory, describePlan } from "./config-history.ts";
 import { stageFiles } from "./config-store.ts";
 import { changeTexts } from "./config-writer.ts";
-import { type Code, invalidConfig, messageOf, SluiceError } from "./errors.ts";
+import { type Code, configError, messageOf, problemsOf, SluiceError } from "./errors.ts";
 import type { Gateway } from "./gateway.ts";
 import type { RootLogger } from "./host.ts";
 import { makePlan } from "./plan.ts";
@@ -75,7 +75,13 @@ export function createReloader(o: {
       plan = await gateway.apply({ spec, registry });
     } catch (error) {
       const code: Code = error instanceof SluiceError ? error.code : "CONFIG_INVALID";
-      return failed(by, [{ where: spec.path, message: messageOf(error) ?? "unknown", code }], warnings, inputs);
+      const found = problemsOf(error) ?? [{ where: spec.path, message: messageOf(error) ?? "unknown" }];
+      return failed(
+        by,
+        found.map((problem) => ({ ...problem, code })),
+        warnings,
+        inputs,
+      );
     }
     succeeded(by, plan, warnings, { spec, registry, texts });
     return { plan, problems: [], warnings, inputs };
@@ -133,7 +139,7 @@ export function createReloader(o: {
     }
     const changed = texts(now);
     const wanted = await o.load(changed);
-    if (!wanted.spec) throw invalidConfig(wanted.problems);
+    if (!wanted.spec) throw configError(wanted.problems);
     const { spec, registry, warnings } = wanted;
     if (dryRun) return { version: config.version(), plan: makePlan(gateway.spec, spec), warnings };
     const plan = await write(by, { spec, registry, texts: wanted.texts }, changed, now.texts);

@@ -99,6 +99,12 @@ export interface GatewaySpec {
   readonly hints: readonly string[];
 }
 
+/** An object of a spec; a filter's name is `pipeline/filter`. */
+export interface ObjectRef {
+  readonly family: "proxy" | "filter" | "service";
+  readonly name: string;
+}
+
 export interface Spec {
   /** Absolute: the file or folder that was read. */
   readonly path: string;
@@ -108,6 +114,8 @@ export interface Spec {
   readonly proxies: readonly ProxySpec[];
   readonly pipelines: readonly PipelineSpec[];
   readonly services: readonly ServiceSpec[];
+  /** `file:line:column > object > field`: what the object was built from, for what goes wrong when it is. */
+  where(object: ObjectRef, field?: readonly (string | number)[]): string;
   /** Every document with defaults applied and secrets replaced by `***`, for showing. */
   readonly documents: readonly ConfigDocument[];
 }
