@@ -9,7 +9,7 @@ import { type Code, configError, messageOf, problemsOf, SluiceError } from "./er
 import type { Gateway } from "./gateway.ts";
 import type { RootLogger } from "./host.ts";
 import { makePlan } from "./plan.ts";
-import type { ConfigResult, Plan } from "./plugin.ts";
+import type { ChangeOptions, ConfigResult, Plan } from "./plugin.ts";
 import type { Registry } from "./registry.ts";
 import type { Spec } from "./spec.ts";
 
@@ -27,10 +27,7 @@ export interface Reloader {
   reload(by: string): Promise<Reloaded>;
 }
 
-interface Wish {
-  readonly by: string;
-  readonly dryRun?: boolean;
-  readonly ifVersion?: number;
+interface Wish extends ChangeOptions {
   /** The files' new texts. */
   readonly texts: (now: LoadedSpec) => Overlay;
 }
@@ -141,10 +138,11 @@ export function createReloader(o: {
     const wanted = await o.load(changed);
     if (!wanted.spec) throw configError(wanted.problems);
     const { spec, registry, warnings } = wanted;
-    if (dryRun) return { version: config.version(), plan: makePlan(gateway.spec, spec), warnings };
+    const { documents } = spec;
+    if (dryRun) return { version: config.version(), plan: makePlan(gateway.spec, spec), documents, warnings };
     const plan = await write(by, { spec, registry, texts: wanted.texts }, changed, now.texts);
     succeeded(by, plan, warnings, { spec, registry, texts: wanted.texts });
-    return { version: config.version(), plan, warnings };
+    return { version: config.version(), plan, documents, warnings };
   }
 
   /** Nothing is applied that can't be written, and nothing written that can't be applied. */

@@ -54,7 +54,7 @@ export function createMemoryConfig(initial: readonly ConfigDocument[]): MemoryCo
         );
       history.unshift({ version, by, at: version * 1000, changed });
     }
-    return { version, plan: { items, isEmpty }, warnings: [] };
+    return { version, plan: { items, isEmpty }, documents: next, warnings: [] };
   }
 
   const memory: MemoryConfig = {
@@ -76,7 +76,10 @@ export function createMemoryConfig(initial: readonly ConfigDocument[]): MemoryCo
         return change([...left, ...put], by, dryRun);
       },
       history: () => history,
-      async rollback(wanted, { by, dryRun }) {
+      async rollback(wanted, { by, dryRun, ifVersion }) {
+        if (ifVersion !== undefined && ifVersion !== version) {
+          throw new SluiceError("CONFIG_CONFLICT", `version ${version} runs, not ${ifVersion}`);
+        }
         const earlier = versions.get(wanted);
         if (!earlier) throw new SluiceError("CONFIG_NOT_FOUND", `no version ${wanted} is known`);
         return change(earlier, by, dryRun);
