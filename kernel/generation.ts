@@ -1,4 +1,5 @@
 /** What runs: built beside the running generation, swapped in at once, the old one retired afterwards. */
+import type { Addresses } from "./addresses.ts";
 import { type Code, configError, messageOf, SluiceError } from "./errors.ts";
 import { createHost, type HostSource } from "./host.ts";
 import { createPipeline, type FilterInstance, type Pipeline } from "./pipeline.ts";
@@ -45,6 +46,7 @@ export interface Candidate {
 
 export interface Workshop {
   readonly source: HostSource;
+  readonly addresses: Addresses;
   readonly store: Store;
   readonly clock: Clock;
   /** The running generation's, at the time of the call. */
@@ -81,13 +83,14 @@ export async function buildGeneration(running: Generation, spec: Spec, workshop:
         running.proxies.get(wanted.name) ??
         createProxy(wanted, {
           pipeline: (name) => workshop.pipeline(name),
+          addresses: workshop.addresses,
           store: workshop.store,
           metrics: source.metrics,
           log: source.log.child({ proxy: wanted.name }),
           clock: workshop.clock,
         });
       const change = await located(spec, { family: "proxy", name: wanted.name }, proxy.prepare(wanted));
-      built.push({ name: wanted.name, close: () => change.rollback() });
+      built.push({ name: wanted.name, close: () => Promise.resolve(change.rollback()) });
       changes.push(change);
       proxies.set(wanted.name, proxy);
     }

@@ -1,11 +1,12 @@
 /** One MQTTProxy: admission, takeover, packet -> pipeline, message -> subscribers. */
 import type { Socket } from "node:net";
 import { isDeepStrictEqual } from "node:util";
+import type { Addresses } from "./addresses.ts";
 import { createAdmission } from "./admission.ts";
 import { encodeConnack } from "./codec.ts";
 import { type CloseReason, Connection, type ConnectionOwner, pause } from "./connection.ts";
 import { messageOf, SluiceError } from "./errors.ts";
-import { createTlsGate, type Listener, listen, type TlsGate } from "./listener.ts";
+import { createListener, createTlsGate, type Listener, type TlsGate } from "./listener.ts";
 import { Peer, type PeerDeps } from "./peer.ts";
 import { createPipeline, type Job, type Outcome, type Pipeline } from "./pipeline.ts";
 import type { Client, Clock, Logger, Message, Metrics, ProxyHandle, PublishOutcome } from "./plugin.ts";
@@ -35,12 +36,13 @@ export interface Proxy extends ProxyHandle {
 export interface ProxyChange {
   /** Can't fail. Connections stay; those that come from here on are the new address's and the new certificate's. */
   commit(): void;
-  rollback(): Promise<void>;
+  rollback(): void;
 }
 
 export interface ProxyDeps {
   /** The running generation of a pipeline. */
   pipeline(name: string): Pipeline | undefined;
+  readonly addresses: Addresses;
   readonly store: Store;
   readonly metrics: Metrics & { scoped(signal: AbortSignal): Metrics };
   readonly log: Logger;
@@ -235,7 +237,9 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
         isDeepStrictEqual(next.certificate, spec.certificate);
       const nextGate = isSameTls ? gate : next.useTLS ? createGate(next) : undefined;
       const bound =
-        old && next.host === spec.host && next.port === spec.port ? old : await listen({ ...next, ...sockets });
+        old && next.host === spec.host && next.port === spec.port
+          ? old
+          : createListener(await deps.addresses.claim(next), sockets);
       return {
         commit() {
           const previous = spec;
@@ -247,10 +251,10 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
             for (const peer of peers.values()) peer.limitPublishes();
           }
           bound.open(nextGate);
-          if (old !== bound) void old?.close();
+          if (old !== bound) old?.close();
         },
-        async rollback() {
-          if (old !== bound) await bound.close();
+        rollback() {
+          if (old !== bound) bound.close();
           if (!old) ended.abort();
         },
       };
@@ -277,7 +281,7 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
     },
     async stop({ timeoutMs, rate }) {
       stopping = true;
-      await listener?.close();
+      listener?.close();
       const until = performance.now() + timeoutMs;
       const staying = new Set(connections);
       const leaving = new Set<Connection>();
