@@ -1,7 +1,15 @@
 /** A config on disk -> the spec that the gateway is built from, or every problem with it. Nothing is bound or started here. */
 import { stat } from "node:fs/promises";
 import { readCertificates } from "./certificates.ts";
-import { checkNames, checkPipeline, checkPorts, checkRules, type FilterEntry, type PipelineEntry } from "./checks.ts";
+import {
+  checkNames,
+  checkPipeline,
+  checkPorts,
+  checkPresence,
+  checkRules,
+  type FilterEntry,
+  type PipelineEntry,
+} from "./checks.ts";
 import { readConfigFiles, type ConfigFiles, type Overlay } from "./config-files.ts";
 import type { Problem, RawDocument } from "./documents.ts";
 import { isMap, issues, readEntry, validateEntry, type Entry, type Issues } from "./entry.ts";
@@ -286,6 +294,7 @@ function check({ files, proxies, pipelines, entries, found }: Parts) {
   for (const pipeline of pipelines) checkPipeline(pipeline, found);
   for (const proxy of proxies) {
     checkRules(proxy, pipelines, found);
+    checkPresence(proxy, pipelines, found);
     mendNumbers(proxy, found);
   }
   checkPorts(proxies, found);

@@ -54,7 +54,7 @@ export interface PublishPacket {
   qos: QoS;
   readonly retain: boolean;
   readonly dup: boolean;
-  /** 1-65535; undefined at QoS 0 and for a will. */
+  /** 1-65535; undefined at QoS 0, for a will and for presence. */
   readonly packetId: number | undefined;
 }
 
@@ -90,8 +90,8 @@ export interface Client {
 
 interface ContextOf<T extends PacketType, P> {
   readonly type: T;
-  /** `will`: a Publish that the client left behind. */
-  readonly origin: "client" | "will";
+  /** `will`: a Publish that the client left behind. `presence`: one that the gateway makes, of a client that came or went. */
+  readonly origin: "client" | "will" | "presence";
   readonly packet: P;
   readonly client: Client;
   /** Lives for one packet's run through its pipeline: how filters hand values on. `PIPELINE` holds the pipeline's `data`. */

@@ -10,6 +10,7 @@ import { createListener, createTlsGate, type Listener, type TlsGate } from "./li
 import { Peer, type PeerDeps } from "./peer.ts";
 import { createPipeline, type Job, type Outcome, type Pipeline } from "./pipeline.ts";
 import type { Client, Clock, Logger, Message, Metrics, ProxyHandle, PublishOutcome } from "./plugin.ts";
+import { createPresenceTeller, type Presence } from "./presence.ts";
 import { createProxyMetrics } from "./proxy-metrics.ts";
 import type { DrainSpec, ProxySpec } from "./spec.ts";
 import type { SessionHandle, Store } from "./store.ts";
@@ -67,6 +68,7 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
   const now = (): number => deps.clock.now();
   const connections = new Set<Connection>();
   const peers = new Map<Connection, Peer>();
+  const presences = new Map<Connection, Presence>();
   const byClientId = new Map<string, Connection>();
   const throttle = createThrottle(5000);
   /** Its gauges end with it. */
@@ -94,7 +96,7 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
   let listener: Listener | undefined;
   let gate: TlsGate | undefined;
   let stopping = false;
-  /** Runs that outlive their connection: wills and Disconnect pipelines. */
+  /** Runs that outlive their connection: wills, Disconnect pipelines and presence. */
   let lastWords = 0;
   let quiet: (() => void) | undefined;
 
@@ -145,11 +147,33 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
       if (byClientId.get(peer.client.id) === connection) byClientId.delete(peer.client.id);
       log.debug({ clientId: peer.client.id, why }, "Disconnected");
       lastWords++;
-      peer.closed(why, () => {
-        if (--lastWords === 0) quiet?.();
-      });
+      peer.closed(why, said);
+      const presence = presences.get(connection);
+      if (!presence) return;
+      presences.delete(connection);
+      teller.disconnected(presence, why);
     },
   };
+
+  function said(): void {
+    if (--lastWords === 0) quiet?.();
+  }
+
+  const teller = createPresenceTeller({
+    get spec() {
+      return spec.presence;
+    },
+    now,
+    send(job) {
+      lastWords++;
+      const settle = (outcome: Outcome): void => {
+        if (outcome.kind !== "passed") meters.dropped("presence");
+        said();
+      };
+      const outcome = run(job, settle);
+      if (outcome) settle(outcome);
+    },
+  });
 
   const peerDeps: PeerDeps = {
     get spec() {
@@ -191,12 +215,13 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
     log.debug({ clientId: client.id, address: client.address, present: handle.present }, "Connected");
     connection.send(encodeConnack(0, handle.present));
     peer.attach();
+    if (spec.presence) presences.set(connection, teller.connected(client));
     connection.resume(pause.auth);
   }
 
   /** No rule for a packet type = allowed. A rule's pipeline was there when the config was checked. */
   function run(job: Job, done: (outcome: Outcome) => void): Outcome | undefined {
-    const name = spec.rules[job.type];
+    const name = job.pipeline ?? spec.rules[job.type];
     const pipeline = name === undefined ? undefined : pipelineOf(name);
     if (pipeline) return pipeline.run(job, done);
     if (name !== undefined) {

@@ -16,6 +16,11 @@ export interface CertificatePair {
   readonly key: string;
 }
 
+export interface PresenceSpec {
+  readonly topic: string;
+  readonly pipeline: string;
+}
+
 export interface ProxySpec {
   readonly name: string;
   /** Bind address; undefined = all interfaces, IPv6 and IPv4. */
@@ -31,6 +36,8 @@ export interface ProxySpec {
   readonly clientPublishLimit: RateLimit | undefined;
   /** The pipeline's name for each packet type that has one. */
   readonly rules: Partial<Record<PacketType, string>>;
+  /** Where clients that come and go are told of. */
+  readonly presence: PresenceSpec | undefined;
   readonly brokerMode: boolean;
   /** Seconds between resends of an unacknowledged delivery. */
   readonly retryInterval: number;
