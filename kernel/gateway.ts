@@ -62,10 +62,10 @@ export function createGateway(o: { log: RootLogger; version: string; startDeadli
       return running.spec?.folder ?? folderOfFirst;
     },
     clock: systemClock,
-    async publish(name, message) {
+    async publish(name, message, request) {
       const proxy = running.proxies.get(name);
       if (!proxy) throw new SluiceError("PROXY_NOT_FOUND", `no proxy is named ${name}`);
-      return await proxy.publish(message);
+      return await proxy.publish(message, request);
     },
     proxies: { get: (name) => running.proxies.get(name), list: () => [...running.proxies.values()] },
     config: {

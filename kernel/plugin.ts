@@ -333,12 +333,34 @@ export interface Clock {
   setTimeout(callback: () => void, ms: number): { clear(): void };
 }
 
+export interface PublishRequest {
+  /** To the session of this client, whatever it has subscribed to; the topic is what the message says then. */
+  readonly clientId?: string | undefined;
+  /** Milliseconds to wait until it is known what became of the message at each session; `receipts` tell. */
+  readonly waitMs?: number | undefined;
+}
+
+/** What became of a message at one session. */
+export interface PublishReceipt {
+  readonly clientId: string;
+  /**
+   * `delivered`: its client has acknowledged it (of a subscription at QoS 0: it was sent). `queued`: the client is away,
+   * and gets it when it returns. `refused`: it will not get it (the queue was full, the message expired, its session
+   * ended, it answered with an error). `timeout`: not known yet; the client may still get it.
+   */
+  readonly outcome: "delivered" | "queued" | "refused" | "timeout";
+}
+
 export interface PublishOutcome {
   /** Sessions that get it, connected or not; of a shared subscription one. */
   readonly matched: number;
   readonly connected: number;
   /** True once the message is as safe as the store makes it. */
   readonly durable: boolean;
+  /** Where it was waited for: of each session, 10,000 at most. */
+  readonly receipts?: readonly PublishReceipt[];
+  /** How many sessions each outcome had, those that are not listed included. */
+  readonly receiptCounts?: Readonly<Record<PublishReceipt["outcome"], number>>;
 }
 
 export interface SessionInfo {
@@ -476,7 +498,7 @@ export interface Host {
   /** Aborts when this instance is closed. */
   readonly signal: AbortSignal;
   /** To a proxy's subscribers, past its pipelines. Rejects for an unknown proxy or an illegal topic (`code` says which). */
-  publish(proxy: string, message: Message): Promise<PublishOutcome>;
+  publish(proxy: string, message: Message, request?: PublishRequest): Promise<PublishOutcome>;
   readonly proxies: {
     get(name: string): ProxyHandle | undefined;
     list(): readonly ProxyHandle[];

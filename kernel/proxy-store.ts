@@ -147,7 +147,10 @@ export function createProxyStore(
     };
     entries++;
     hold(message);
-    if (receipts) awaited++;
+    if (receipts) {
+      awaited++;
+      receipts(held.session.clientId, "waiting");
+    }
     if (held.handle) {
       held.handle.offer(entry);
     } else if (entry.qos === 0) {
@@ -327,7 +330,10 @@ export function createProxyStore(
       if (!held || !grant) continue;
       moved.add(entry);
       const { receipts } = entry;
-      if (receipts) awaited--;
+      if (receipts) {
+        awaited--;
+        receipts(from.session.clientId, "passedOn");
+      }
       entry.receipts = undefined;
       give({ key: held, value: grant, sharedBy: entry.sharedBy }, entry.message, entry.retain, receipts);
     }

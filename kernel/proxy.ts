@@ -9,11 +9,12 @@ import { messageOf, SluiceError } from "./errors.ts";
 import { createListener, createTlsGate, type Listener, type TlsGate } from "./listener.ts";
 import { Peer, type PeerDeps } from "./peer.ts";
 import { createPipeline, type Job, type Outcome, type Pipeline } from "./pipeline.ts";
-import type { Client, Clock, Logger, Message, Metrics, ProxyHandle, PublishOutcome } from "./plugin.ts";
+import type { Client, Clock, Logger, Message, Metrics, ProxyHandle, PublishOutcome, PublishRequest } from "./plugin.ts";
 import { createPresenceTeller, type Presence } from "./presence.ts";
 import { createProxyMetrics } from "./proxy-metrics.ts";
 import type { DrainSpec, ProxySpec } from "./spec.ts";
-import type { SessionHandle, Store } from "./store.ts";
+import { withReceipts } from "./receipts.ts";
+import type { Awaitable, PublishOptions, SessionHandle, Store } from "./store.ts";
 import { createThrottle } from "./throttle.ts";
 import { topicNameProblem } from "./topics.ts";
 
@@ -21,7 +22,7 @@ export interface Proxy extends ProxyHandle {
   /** Of the bound listener: `mqtt://127.0.0.1:1883`. */
   readonly url: string;
   /** @throws SluiceError TOPIC_INVALID, QUEUE_FULL, STORE_CLOSED */
-  publish(message: Message): Promise<PublishOutcome>;
+  publish(message: Message, request?: PublishRequest): Promise<PublishOutcome>;
   /**
    * Does all of a change that can fail: binds where the address is new, checks what TLS needs. The first call is the start.
    * @throws SluiceError LISTEN_FAILED, CONFIG_INVALID; nothing has changed then
@@ -287,11 +288,19 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
         },
       };
     },
-    async publish(message) {
-      const invalid = topicNameProblem(message.topic);
+    async publish(message, { clientId, waitMs } = {}) {
+      const { topic, properties } = message;
+      const invalid = topicNameProblem(topic);
       if (invalid) throw new SluiceError("TOPIC_INVALID", `the topic is not valid: ${invalid}`);
+      const reply = properties?.responseTopic;
+      const invalidReply = reply === undefined ? undefined : topicNameProblem(reply);
+      if (invalidReply) throw new SluiceError("TOPIC_INVALID", `the response topic is not valid: ${invalidReply}`);
       meters.messageIn();
-      return await store.publish(message);
+      const send = (o?: PublishOptions): Awaitable<PublishOutcome> =>
+        clientId === undefined ? store.publish(message, o) : store.publishTo(clientId, message, o);
+      return waitMs === undefined
+        ? await send()
+        : await withReceipts(waitMs, deps.clock, (receipts) => send({ receipts }));
     },
     sessions: {
       query: async () => await store.query(),

@@ -35,8 +35,11 @@ export interface Delivery {
   released: boolean;
 }
 
-/** What became of one message for one session. `queued`: its client is away, and gets it later. */
-export type Receipt = "delivered" | "queued" | "refused";
+/**
+ * What became of one message for one session: first `waiting`, then one of the others. `queued`: its client is away, and
+ * gets it later. `passedOn`: another member of a shared subscription gets it, and is told of in its turn.
+ */
+export type Receipt = "waiting" | "delivered" | "queued" | "refused" | "passedOn";
 
 export interface Store {
   /** `incarnation` changes at every start. */
@@ -87,7 +90,7 @@ export interface PublishOptions {
    * it neither a crash between the two nor a store that fails can lose the message or make it two.
    */
   readonly packetId?: number | undefined;
-  /** Called once a session, when it is known: with `queued` at once where the client is away. */
+  /** Called with `waiting` before the publish answers, and once more for each session, when it is known what became of it. */
   readonly receipts?: ((clientId: string, outcome: Receipt) => void) | undefined;
 }
 

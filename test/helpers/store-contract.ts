@@ -433,7 +433,11 @@ export function storeContract(make: StoreFactory): void {
   test("receipts: what became of a message for each session, once", async () => {
     const { store } = await open({ maxMessages: 5 });
     const told: [string, Receipt][] = [];
-    const receipts = (clientId: string, outcome: Receipt): void => void told.push([clientId, outcome]);
+    const waiting: string[] = [];
+    const receipts = (clientId: string, outcome: Receipt): void => {
+      if (outcome === "waiting") waiting.push(clientId);
+      else told.push([clientId, outcome]);
+    };
     const here = await connect(store, "here", { filters: [["t", 1]] });
     const qos0 = await connect(store, "qos0", { filters: [["t", 0]] });
     const away = await connect(store, "away", { filters: [["t", 1]] });
@@ -441,6 +445,7 @@ export function storeContract(make: StoreFactory): void {
     const clean = await connect(store, "clean", { clean: true, filters: [["t", 1]] });
     await away.handle.close();
     await store.publish(message("t"), { receipts });
+    assert.deepEqual(waiting.toSorted(), ["away", "clean", "here", "leaving", "qos0"]);
     assert.deepEqual(sorted(told), [
       ["away", "queued"],
       ["qos0", "delivered"],
