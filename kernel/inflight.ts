@@ -1,5 +1,5 @@
 /** The QoS 1 deliveries of one connection that wait for their PUBACK: packet ids and resends. */
-import { encodePublish, encodePublishTemplate, publishFromTemplate } from "./codec.ts";
+import { encodePublishTemplate, publishFromTemplate } from "./codec.ts";
 import type { Delivery } from "./session.ts";
 
 /** What a message's `frames` hold: its encoded forms, made by the first subscriber that needs each. */
@@ -57,7 +57,7 @@ export function createInflight(o: { retryMs: () => number; resend: (frame: Buffe
     encode(delivery, again) {
       if (delivery.qos === 0) {
         const frames = framesOf(delivery);
-        return (frames.qos0 ??= encodePublish({ ...delivery.message, qos: 0, retain: false, dup: false }, undefined));
+        return (frames.qos0 ??= encodePublishTemplate(delivery.message, { ...plain, qos: 0 }).bytes);
       }
       if (delivery.packetId === 0) delivery.packetId = nextId();
       byId.set(delivery.packetId, { delivery, at: performance.now() });
@@ -91,6 +91,8 @@ function framesOf({ message }: Delivery): Frames {
 
 function encodeQos1(delivery: Delivery, dup: boolean): Buffer {
   const frames = framesOf(delivery);
-  frames.qos1 ??= encodePublishTemplate({ ...delivery.message, qos: 1, retain: false });
-  return publishFromTemplate(frames.qos1, delivery.packetId, dup);
+  frames.qos1 ??= encodePublishTemplate(delivery.message, { ...plain, qos: 1 });
+  return publishFromTemplate(frames.qos1, { packetId: delivery.packetId, dup });
 }
+
+const plain = { retain: false, protocolVersion: 4, identifiers: [], alias: "none" } as const;

@@ -9,6 +9,19 @@ export type PacketType = "Connect" | "Publish" | "Subscribe" | "Unsubscribe" | "
 
 export type QoS = 0 | 1 | 2;
 
+/** MQTT 5 properties that travel with a message [MQTT-3.3.2]. A 3.1.1 publisher sets none; a 3.1.1 subscriber gets none. */
+export interface MessageProperties {
+  /** 1 = the payload is UTF-8 text. */
+  readonly payloadFormat?: 0 | 1 | undefined;
+  /** Seconds the message is worth delivering; passed on less the time it waited [MQTT-3.3.2-6]. */
+  readonly messageExpiry?: number | undefined;
+  readonly contentType?: string | undefined;
+  readonly responseTopic?: string | undefined;
+  readonly correlationData?: Buffer | undefined;
+  /** In their order, names may repeat [MQTT-3.3.2-17]. */
+  readonly userProperties?: readonly (readonly [name: string, value: string])[] | undefined;
+}
+
 /** An application message: what is delivered to subscribers. */
 export interface Message {
   /** A topic name: 1 to 65,535 bytes of UTF-8, no wildcards, no U+0000. */
@@ -16,26 +29,44 @@ export interface Message {
   payload: Buffer;
   qos: QoS;
   retain: boolean;
+  properties?: MessageProperties | undefined;
 }
 
 /** Why a filter refuses. The camelCase names are MQTT 5's; the kernel maps them to what the client's version knows. */
 export type Reason =
   | "unspecifiedError"
-  | "implementationSpecificError"
-  | "protocolError"
   | "malformedPacket"
+  | "protocolError"
+  | "implementationSpecificError"
+  | "unsupportedProtocolVersion"
   | "clientIdentifierNotValid"
   | "badUserNameOrPassword"
   | "notAuthorized"
   | "serverUnavailable"
   | "serverBusy"
   | "banned"
+  | "serverShuttingDown"
+  | "badAuthenticationMethod"
+  | "keepAliveTimeout"
+  | "sessionTakenOver"
   | "topicFilterInvalid"
   | "topicNameInvalid"
+  | "receiveMaximumExceeded"
+  | "topicAliasInvalid"
   | "packetTooLarge"
+  | "messageRateTooHigh"
   | "quotaExceeded"
+  | "administrativeAction"
   | "payloadFormatInvalid"
-  | "connectionRateExceeded";
+  | "retainNotSupported"
+  | "qosNotSupported"
+  | "useAnotherServer"
+  | "serverMoved"
+  | "sharedSubscriptionsNotSupported"
+  | "connectionRateExceeded"
+  | "maximumConnectTime"
+  | "subscriptionIdentifiersNotSupported"
+  | "wildcardSubscriptionsNotSupported";
 
 export interface ConnectPacket {
   readonly clientId: string;

@@ -2,7 +2,7 @@
 import type { Socket } from "node:net";
 import { isDeepStrictEqual } from "node:util";
 import { createAdmission } from "./admission.ts";
-import { encodeConnack } from "./codec.ts";
+import { type ConnackCode, encodeConnack } from "./codec.ts";
 import { type CloseReason, Connection, type ConnectionOwner, pause } from "./connection.ts";
 import { messageOf, SluiceError } from "./errors.ts";
 import { createTlsGate, type Listener, listen, type TlsGate } from "./listener.ts";
@@ -118,7 +118,7 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
         ),
       );
       if (refusal.connack !== undefined && !peers.has(connection))
-        connection.send(encodeConnack(refusal.connack, false));
+        connection.send(encodeConnack(refusal.connack as ConnackCode, false));
       connection.close(closeReasons[refusal.code] ?? "malformedPacket");
     },
     onFailure(connection, error) {
