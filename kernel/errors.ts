@@ -22,6 +22,7 @@ export const codes = {
   PIPELINE_DEADLINE: "a pipeline did not finish before its deadline",
   QUEUE_FULL: "a session's queue is full",
   STORE_CLOSED: "the session store is closed",
+  STORE_FAILED: "the session store could not make a message or subscription safe",
 } as const;
 
 export type Code = keyof typeof codes;

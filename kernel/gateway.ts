@@ -10,7 +10,8 @@ import { makePlan } from "./plan.ts";
 import type { ConfigControl, Host, ObjectHealth, Plan } from "./plugin.ts";
 import type { Registry } from "./registry.ts";
 import type { Spec } from "./spec.ts";
-import { createMemoryStore, type Store } from "./store.ts";
+import { createMemoryStore } from "./memory-store.ts";
+import type { Store } from "./store.ts";
 
 export interface Gateway {
   readonly host: Host;

@@ -1,10 +1,8 @@
 /** What a client may send, well-formed: the packets that the decoder hands out. Types only. */
-import type { Message, MessageProperties, QoS } from "./plugin.ts";
+import type { MessageProperties, QoS, SubscriptionOptions, UserProperties, Will } from "./plugin.ts";
 
 /** 3 = MQTT 3.1, 4 = MQTT 3.1.1, 5 = MQTT 5. */
 export type ProtocolVersion = 3 | 4 | 5;
-
-export type UserProperties = NonNullable<MessageProperties["userProperties"]>;
 
 export interface AckIn {
   cmd: "puback" | "pubrec" | "pubrel" | "pubcomp";
@@ -30,12 +28,6 @@ export interface ConnectProperties {
   readonly authenticationData: Buffer | undefined;
 }
 
-/** A message that is published for the client when its connection ends without a DISCONNECT. */
-export interface WillMessage extends Message {
-  /** Seconds that it waits for the client to come back first; 0 = none, as before MQTT 5. */
-  readonly delaySec: number;
-}
-
 export interface ConnectIn {
   cmd: "connect";
   protocolVersion: ProtocolVersion;
@@ -47,7 +39,7 @@ export interface ConnectIn {
   keepalive: number;
   username: string | undefined;
   password: Buffer | undefined;
-  will: WillMessage | undefined;
+  will: Will | undefined;
   /** Undefined before MQTT 5. */
   properties: ConnectProperties | undefined;
 }
@@ -73,13 +65,7 @@ export interface SubscribeIn {
   cmd: "subscribe";
   packetId: number;
   /** At least one. Not empty and free of U+0000, but wildcards may be misplaced. */
-  subscriptions: {
-    topicFilter: string;
-    qos: QoS;
-    noLocal: boolean;
-    retainAsPublished: boolean;
-    retainHandling: 0 | 1 | 2;
-  }[];
+  subscriptions: ({ topicFilter: string } & Omit<SubscriptionOptions, "identifier">)[];
   /** 0 = none. */
   identifier: number;
   userProperties: UserProperties | undefined;

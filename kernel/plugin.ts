@@ -9,17 +9,20 @@ export type PacketType = "Connect" | "Publish" | "Subscribe" | "Unsubscribe" | "
 
 export type QoS = 0 | 1 | 2;
 
-/** MQTT 5 properties that travel with a message [MQTT-3.3.2]. A 3.1.1 publisher sets none; a 3.1.1 subscriber gets none. */
+/** In their order; a name may come again [MQTT-3.3.2-17]. */
+export type UserProperties = readonly (readonly [name: string, value: string])[];
+
+/** The MQTT 5 properties that travel with a message [MQTT-3.3.2]. A publisher of 3.1.1 sets none, its subscriber gets none. */
 export interface MessageProperties {
   /** 1 = the payload is UTF-8 text. */
   readonly payloadFormat?: 0 | 1 | undefined;
-  /** Seconds the message is worth delivering; passed on less the time it waited [MQTT-3.3.2-6]. */
+  /** Seconds that the message is worth delivering; passed on less the time that it waited [MQTT-3.3.2-6]. */
   readonly messageExpiry?: number | undefined;
   readonly contentType?: string | undefined;
+  /** A topic name. */
   readonly responseTopic?: string | undefined;
   readonly correlationData?: Buffer | undefined;
-  /** In their order, names may repeat [MQTT-3.3.2-17]. */
-  readonly userProperties?: readonly (readonly [name: string, value: string])[] | undefined;
+  readonly userProperties?: UserProperties | undefined;
 }
 
 /** An application message: what is delivered to subscribers. */
@@ -30,6 +33,25 @@ export interface Message {
   qos: QoS;
   retain: boolean;
   properties?: MessageProperties | undefined;
+}
+
+/** What a client left to be published when its connection breaks. */
+export interface Will extends Message {
+  /** Seconds between the end of the connection and the will [MQTT-3.1.3-9]; 0 in 3.1.1. */
+  readonly delaySec: number;
+}
+
+/** How a client wants to get what matches a topic filter [MQTT-3.8.3.1]; in 3.1.1 all but `qos` are at their zero. */
+export interface SubscriptionOptions {
+  readonly qos: QoS;
+  /** Not what it has published itself. */
+  readonly noLocal: boolean;
+  /** Messages keep the RETAIN flag that they were published with; else it is cleared. */
+  readonly retainAsPublished: boolean;
+  /** Retained messages: 0 at each SUBSCRIBE, 1 only where the subscription is new, 2 never. */
+  readonly retainHandling: 0 | 1 | 2;
+  /** Sent with each message that matches; 0 = none. */
+  readonly identifier: number;
 }
 
 /** Why a filter refuses. The camelCase names are MQTT 5's; the kernel maps them to what the client's version knows. */
@@ -51,6 +73,7 @@ export type Reason =
   | "sessionTakenOver"
   | "topicFilterInvalid"
   | "topicNameInvalid"
+  | "packetIdentifierInUse"
   | "receiveMaximumExceeded"
   | "topicAliasInvalid"
   | "packetTooLarge"
@@ -68,6 +91,22 @@ export type Reason =
   | "subscriptionIdentifiersNotSupported"
   | "wildcardSubscriptionsNotSupported";
 
+/** The MQTT 5 properties of a CONNECT [MQTT-3.1.2.11]; a client of 3.1.1 has none. */
+export interface ConnectProperties {
+  /** Seconds that the session outlives its connection; 0xFFFFFFFF = it does not expire. */
+  readonly sessionExpiry?: number | undefined;
+  /** QoS 1 and 2 deliveries that the client takes without having acknowledged them. */
+  readonly receiveMaximum?: number | undefined;
+  /** Bytes of the largest packet that the client takes. */
+  readonly maximumPacketSize?: number | undefined;
+  readonly topicAliasMaximum?: number | undefined;
+  readonly requestResponseInformation?: boolean | undefined;
+  readonly requestProblemInformation?: boolean | undefined;
+  readonly userProperties?: UserProperties | undefined;
+  readonly authenticationMethod?: string | undefined;
+  readonly authenticationData?: Buffer | undefined;
+}
+
 export interface ConnectPacket {
   readonly clientId: string;
   readonly username: string | undefined;
@@ -75,10 +114,11 @@ export interface ConnectPacket {
   readonly clean: boolean;
   /** Seconds; 0 = none. */
   readonly keepalive: number;
-  readonly will: Message | undefined;
+  readonly will: Will | undefined;
+  readonly properties?: ConnectProperties | undefined;
 }
 
-/** `topic`, `payload` and `qos` may be replaced; in brokerMode subscribers get what the pipeline left. */
+/** `topic`, `payload`, `qos` and `properties` may be replaced; in brokerMode subscribers get what the pipeline left. */
 export interface PublishPacket {
   topic: string;
   payload: Buffer;
@@ -87,22 +127,39 @@ export interface PublishPacket {
   readonly dup: boolean;
   /** 1-65535; undefined at QoS 0 and for a will. */
   readonly packetId: number | undefined;
+  properties?: MessageProperties | undefined;
 }
 
 export interface SubscribePacket {
   readonly packetId: number;
-  /** Setting `refused` answers 0x80 for this topic filter alone; `qos` may be lowered. */
-  readonly subscriptions: { readonly topicFilter: string; qos: QoS; refused: boolean }[];
+  readonly subscriptions: SubscriptionRequest[];
+  readonly userProperties?: UserProperties | undefined;
+}
+
+/** One topic filter of a SUBSCRIBE, and how the client wants to get what matches it: see {@link SubscriptionOptions}. */
+export interface SubscriptionRequest {
+  readonly topicFilter: string;
+  /** May be lowered. */
+  qos: QoS;
+  /** Set it to refuse this topic filter alone: a reason, which an MQTT 5 client is told, or true for `notAuthorized`. */
+  refused: boolean | Reason;
+  readonly noLocal?: boolean;
+  readonly retainAsPublished?: boolean;
+  readonly retainHandling?: 0 | 1 | 2;
 }
 
 export interface UnsubscribePacket {
   readonly packetId: number;
   readonly topicFilters: readonly string[];
+  readonly userProperties?: UserProperties | undefined;
 }
 
 export interface DisconnectPacket {
   /** False where the connection ended without a DISCONNECT: lost, timed out, taken over, removed or refused. */
   readonly graceful: boolean;
+  /** What the client's DISCONNECT said; 0 where it said nothing, and where there was none. */
+  readonly reasonCode?: number;
+  readonly userProperties?: UserProperties | undefined;
 }
 
 /** The remote party of one connection; the same object for all its packets. */
@@ -111,7 +168,7 @@ export interface Client {
   readonly username: string | undefined;
   /** The peer's IP address. */
   readonly address: string;
-  /** 3 = MQTT 3.1, 4 = MQTT 3.1.1. */
+  /** 3 = MQTT 3.1, 4 = MQTT 3.1.1, 5 = MQTT 5. */
   readonly protocolVersion: number;
   /** The client's TLS certificate, where one was asked for. */
   readonly certificate: X509Certificate | undefined;
@@ -131,13 +188,37 @@ interface ContextOf<T extends PacketType, P> {
   readonly signal: AbortSignal;
   /** A policy: discard the packet (Publish: acked and counted; Connect: refused; Subscribe: 0x80). */
   drop(): void;
-  /** A verdict that no retry can change (Connect: CONNACK 4 or 5; Publish: acked and counted; Subscribe: 0x80). */
-  reject(reason: Reason): void;
-  /** Close the connection without an ack (Connect: refuse with the reason). */
-  disconnect(reason: Reason): void;
+  /**
+   * A verdict that no retry can change. An MQTT 5 client finds the reason in the ack, and `text`, for people, where it
+   * wants that; before MQTT 5 a Connect gets CONNACK 2 to 5, a Publish is acked, a Subscribe gets 0x80.
+   */
+  reject(reason: Reason, text?: string): void;
+  /** Close the connection without an ack (Connect: refuse with the reason). An MQTT 5 client is told the reason. */
+  disconnect(reason: Reason, text?: string): void;
 }
 
-export type ConnectContext = ContextOf<"Connect", ConnectPacket>;
+/** MQTT 5's enhanced authentication: the client named a method in its CONNECT, or authenticates anew. */
+export interface Authentication {
+  readonly method: string;
+  readonly data: Buffer | undefined;
+  /** The client is connected, and this is no CONNECT: its outcome decides whether it stays. */
+  readonly reauth: boolean;
+  /**
+   * The filter knows the method and the client has passed. Where no filter says so, the client is refused with
+   * `badAuthenticationMethod`. @param data sent along with the success
+   */
+  accept(data?: Buffer): void;
+  /**
+   * Sends an AUTH packet and waits for the client's next one, whose data it answers. Rejects where the connection ends,
+   * or the client sends anything else. The pipeline's `timeout` bounds the wait.
+   */
+  challenge(data?: Buffer): Promise<Buffer | undefined>;
+}
+
+export interface ConnectContext extends ContextOf<"Connect", ConnectPacket> {
+  /** Undefined where the client named no authentication method. */
+  readonly auth?: Authentication | undefined;
+}
 export type PublishContext = ContextOf<"Publish", PublishPacket>;
 export type SubscribeContext = ContextOf<"Subscribe", SubscribePacket>;
 export type UnsubscribeContext = ContextOf<"Unsubscribe", UnsubscribePacket>;
@@ -298,7 +379,7 @@ export interface Clock {
 }
 
 export interface PublishOutcome {
-  /** Sessions with a matching subscription, connected or not. */
+  /** Sessions that get it, connected or not; of a shared subscription one. */
   readonly matched: number;
   readonly connected: number;
   /** True once the message is as safe as the store makes it. */
@@ -316,6 +397,8 @@ export interface SessionInfo {
   readonly subscriptions: readonly { readonly topicFilter: string; readonly qos: QoS }[];
   readonly queued: number;
   readonly inflight: number;
+  /** Milliseconds since the epoch at which the session of an absent client ends; undefined = it does not, or not yet. */
+  readonly expiresAt?: number | undefined;
 }
 
 export interface ProxyHandle {

@@ -4,8 +4,7 @@
  * over the end (docs/adr/0014-mqtt-5-reader.md).
  */
 import { fieldEnd, malformed, protocolError, type Refusal, textProblem } from "./frame.ts";
-import type { UserProperties } from "./packet.ts";
-import type { MessageProperties } from "./plugin.ts";
+import type { MessageProperties, UserProperties } from "./plugin.ts";
 
 /** What carries properties and comes from a client; bits, for the table below. */
 const connect = 1;

@@ -20,6 +20,7 @@ export const reasonCodes: Readonly<Record<Reason, number>> = {
   sessionTakenOver: 0x8e,
   topicFilterInvalid: 0x8f,
   topicNameInvalid: 0x90,
+  packetIdentifierInUse: 0x91,
   receiveMaximumExceeded: 0x93,
   topicAliasInvalid: 0x94,
   packetTooLarge: 0x95,
@@ -46,7 +47,6 @@ export const codes = {
   noSubscriptionExisted: 0x11,
   continueAuthentication: 0x18,
   reAuthenticate: 0x19,
-  packetIdentifierInUse: 0x91,
   packetIdentifierNotFound: 0x92,
 } as const;
 
