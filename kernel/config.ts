@@ -1,7 +1,15 @@
 /** A config on disk -> the spec that the gateway is built from, or every problem with it. Nothing is bound or started here. */
 import { stat } from "node:fs/promises";
 import { readCertificates } from "./certificates.ts";
-import { checkNames, checkPipeline, checkPorts, checkRules, type FilterEntry, type PipelineEntry } from "./checks.ts";
+import {
+  checkNames,
+  checkPipeline,
+  checkPorts,
+  checkRules,
+  checkStore,
+  type FilterEntry,
+  type PipelineEntry,
+} from "./checks.ts";
 import { readConfigFiles, type ConfigFiles, type Overlay } from "./config-files.ts";
 import type { Problem, RawDocument } from "./documents.ts";
 import { isMap, issues, readEntry, validateEntry, type Entry, type Issues } from "./entry.ts";
@@ -90,6 +98,10 @@ export async function loadSpec(o: LoadOptions): Promise<LoadedSpec> {
   for (const plugin of [...services, ...pipelines.flatMap((pipeline) => pipeline.filters)])
     runValidate(plugin, codes.get(plugin.kind), found);
 
+  checkStore(
+    services.filter(({ kind }) => isStore(codes.get(kind))),
+    found,
+  );
   const specs = check({ files, proxies, pipelines, entries, found });
   reportPackages(registry, found);
   found.problems.sort(byPosition);
@@ -232,6 +244,10 @@ async function loadKinds(uses: readonly Entry[], registry: Registry, found: Issu
     }
   }
   return codes;
+}
+
+function isStore(code: Code | undefined): boolean {
+  return code !== undefined && "role" in code && code.role === "store";
 }
 
 function withCode(filter: Checked<Entry>, codes: ReadonlyMap<string, Code>): Checked<FilterEntry> {

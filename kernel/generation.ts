@@ -93,6 +93,8 @@ export async function buildGeneration(running: Generation, spec: Spec, workshop:
     }
     // Last, since a service that has adopted is the one that a rollback concerns most.
     for (const wanted of spec.services) {
+      // The gateway's own: it outlives every generation.
+      if (wanted.kind.role === "store") continue;
       const old = running.services.get(wanted.name);
       if (old && old.spec.kind === wanted.kind && isDeepStrictEqual(old.spec.options, wanted.options)) {
         services.set(wanted.name, old);
@@ -143,6 +145,11 @@ export async function buildGeneration(running: Generation, spec: Spec, workshop:
       await Promise.all(gone(running.filters, filters).map(([name, each]) => close({ name, close: each.close })));
     },
   };
+}
+
+/** The service that the sessions live in, where the config has one. */
+export function storeServiceOf(spec: Spec): ServiceSpec | undefined {
+  return spec.services.find(({ kind }) => kind.role === "store");
 }
 
 /** In the order given; one that fails or hangs doesn't keep the others open. */
@@ -215,7 +222,8 @@ async function createFilter(
   }
 }
 
-async function startService(
+/** @throws SluiceError SERVICE_START_FAILED, PLUGIN_START_TIMEOUT; it is stopped then */
+export async function startService(
   spec: ServiceSpec,
   previous: Service | undefined,
   { source, startDeadlineMs }: Workshop,

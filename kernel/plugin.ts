@@ -273,8 +273,33 @@ export interface FilterKind<C = unknown> {
   create(config: C, host: Host): Filter | Promise<Filter>;
 }
 
+/** One change of a journal; without a value the key is deleted. */
+export interface JournalEntry {
+  /** Up to some 70,000 bytes of UTF-8, U+0000 among them. */
+  readonly key: string;
+  readonly value: Buffer | undefined;
+}
+
+/**
+ * Where the kernel writes its sessions and messages down, so that they outlive the process: a durable map from keys to
+ * bytes. The kernel holds everything in memory too, so that it reads the map only once.
+ */
+export interface Journal {
+  /** What a write that has resolved survives: the end of the process alone, or the loss of power too. */
+  readonly durability: "process" | "fsync";
+  /** All there is, in any order and in pieces of any size; called once, before the first write. */
+  read(): AsyncIterable<readonly { readonly key: string; readonly value: Buffer }[]>;
+  /**
+   * All of the changes or none, even where the process is killed meanwhile. Not called again before it has settled. A
+   * rejection says that they may not be safe: the kernel acknowledges nothing, and tries again after a while.
+   */
+  write(changes: readonly JournalEntry[]): Promise<void>;
+}
+
 /** An instance of a service kind: what runs beside the pipelines. */
 export interface Service {
+  /** Of a kind in role `store`: used from when `start` has resolved until `stop` is called. */
+  readonly journal?: Journal;
   /**
    * A config change replaces `previous`, of the same kind and name: note what this instance will take over when `previous`
    * is stopped, which is after the change has been made. Called before `start`; the change may still be given up, and then
@@ -289,6 +314,11 @@ export interface Service {
 /** The default export of a service's entry. */
 export interface ServiceKind<C = unknown> {
   readonly kind: string;
+  /**
+   * What the service does for the kernel. `store`: it brings the journal, starts before everything else and stops last; a
+   * config has one of them at most, and a change of it needs a restart.
+   */
+  readonly role?: "store";
   /** What a schema can't say (does a pattern compile?), without I/O. Only called with options that passed the schema. */
   validate?(config: C): readonly FieldProblem[];
   create(config: C, host: Host): Service | Promise<Service>;

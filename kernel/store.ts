@@ -44,7 +44,7 @@ export interface Store {
   readonly caps: {
     readonly multiNode: boolean;
     /** What an acknowledged message survives. */
-    readonly ackDurability: "memory" | "fsync" | "quorum-fsync";
+    readonly ackDurability: "memory" | "process" | "fsync" | "quorum-fsync";
   };
   start(): Promise<void>;
   stop(): Promise<void>;

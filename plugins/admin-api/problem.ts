@@ -9,9 +9,11 @@ const statusOfCode: Readonly<Record<string, number>> = {
   TOPIC_INVALID: 400,
   QUEUE_FULL: 503,
   STORE_CLOSED: 503,
+  STORE_FAILED: 503,
   CONFIG_INVALID: 400,
   CONFIG_NOT_FOUND: 404,
   CONFIG_READ_ONLY: 409,
+  RESTART_NEEDED: 409,
   CONFIG_CONFLICT: 412,
   // Valid, and yet it could not be built: a port is taken, a folder can't be written.
   FILTER_CREATE_FAILED: 422,
