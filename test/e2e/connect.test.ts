@@ -111,19 +111,16 @@ test("A17: packets that only a server sends end the connection", async (t) => {
 test("L19: a client of a version that is not served is told so, in the form of the nearest one", async (t) => {
   const { port } = await startProbedGateway(t);
   for (const [level, expected] of [
-    [2, [0x20, 2, 0, 1]],
-    [6, [0x20, 3, 0, 0x84, 0]],
+    [2, [0x20, 0, 1]],
+    [6, [0x20, 0, 0x84]],
   ] as const) {
     const client = await openRawClient(port());
     const chunks: Buffer[] = [];
     client.socket.on("data", (chunk: Buffer) => chunks.push(chunk));
     client.send(Buffer.from([0x10, 13, 0, 4, 0x4d, 0x51, 0x54, 0x54, level, 2, 0, 60, 0, 1, 0x63]));
     await client.closed;
-    assert.deepEqual([...Buffer.concat(chunks)].slice(0, 4), [
-      expected[0],
-      Buffer.concat(chunks)[1],
-      ...expected.slice(2, 4),
-    ]);
+    const connack = Buffer.concat(chunks);
+    assert.deepEqual([connack[0], connack[2], connack[3]], expected);
   }
 });
 
