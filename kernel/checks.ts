@@ -249,3 +249,14 @@ export function checkPorts(proxies: readonly Entry[], found: Issues): void {
     taken.push({ host: address, port, proxy });
   }
 }
+
+/** @param services those in role `store`, of which there can be one */
+export function checkStore(services: readonly Entry[], found: Issues): void {
+  const [first, ...others] = services;
+  for (const other of others) {
+    found.problem(
+      other.where(["kind"]),
+      `${first?.name} (${first?.kind}) is the session store already, and a gateway has one: remove one of the two`,
+    );
+  }
+}

@@ -7,6 +7,7 @@ import {
   checkPorts,
   checkPresence,
   checkRules,
+  checkStore,
   type FilterEntry,
   type PipelineEntry,
 } from "./checks.ts";
@@ -100,6 +101,10 @@ export async function loadSpec(o: LoadOptions): Promise<LoadedSpec> {
   for (const plugin of [...services, ...pipelines.flatMap((pipeline) => pipeline.filters)])
     runValidate(plugin, codes.get(plugin.kind), found);
 
+  checkStore(
+    services.filter(({ kind }) => isStore(codes.get(kind))),
+    found,
+  );
   const specs = check({ files, proxies, pipelines, entries, found });
   reportPackages(registry, found);
   found.problems.sort(byPosition);
@@ -244,6 +249,10 @@ async function loadKinds(uses: readonly Entry[], registry: Registry, found: Issu
     }
   }
   return codes;
+}
+
+function isStore(code: Code | undefined): boolean {
+  return code !== undefined && "role" in code && code.role === "store";
 }
 
 function withCode(filter: Checked<Entry>, codes: ReadonlyMap<string, Code>): Checked<FilterEntry> {

@@ -12,6 +12,7 @@ export const codes = {
   PLUGIN_START_TIMEOUT: "a plugin did not start before its deadline",
   FILTER_CREATE_FAILED: "a filter could not be created from its options",
   SERVICE_START_FAILED: "a service could not be started",
+  RESTART_NEEDED: "a change that a running gateway can't make",
   LISTEN_FAILED: "an address could not be bound",
   PROXY_NOT_FOUND: "no proxy has this name",
   TOPIC_INVALID: "not a valid topic name",

@@ -2,8 +2,19 @@
 import { randomUUID } from "node:crypto";
 import { hostname } from "node:os";
 import { createAddresses } from "./addresses.ts";
+import { isDeepStrictEqual } from "node:util";
 import { SluiceError } from "./errors.ts";
-import { buildGeneration, closeAll, type Generation, nothing, type Workshop } from "./generation.ts";
+import {
+  buildGeneration,
+  type Candidate,
+  closeAll,
+  type Generation,
+  nothing,
+  type ServiceInstance,
+  startService,
+  storeServiceOf,
+  type Workshop,
+} from "./generation.ts";
 import { createHost, type HostSource, type RootLogger, type SharedHost, systemClock } from "./host.ts";
 import { kernelKinds } from "./kernel-kinds.ts";
 import { createMetrics } from "./metrics.ts";
@@ -23,8 +34,8 @@ export interface Gateway {
   /**
    * The one path of start and change: plan, build all that is new, swap, and retire the old in the background. Calls queue
    * up. An empty plan changes nothing.
-   * @throws SluiceError FILTER_CREATE_FAILED, SERVICE_START_FAILED, LISTEN_FAILED, PLUGIN_START_TIMEOUT, CONFIG_INVALID;
-   *   what ran before goes on untouched
+   * @throws SluiceError FILTER_CREATE_FAILED, SERVICE_START_FAILED, LISTEN_FAILED, PLUGIN_START_TIMEOUT, CONFIG_INVALID,
+   *   STORE_FAILED, RESTART_NEEDED; what ran before goes on untouched
    */
   apply(wanted: { spec: Spec; registry: Registry }): Promise<Plan>;
   /** A line for `health`, as long as something is wrong with the config; undefined = nothing is. */
@@ -41,7 +52,9 @@ export interface Gateway {
 export function createGateway(o: { log: RootLogger; version: string; startDeadlineMs?: number }): Gateway {
   const { log, version, startDeadlineMs = 10_000 } = o;
   const metrics = createMetrics();
-  const store: Store = createMemoryStore({ id: hostname(), incarnation: randomUUID() });
+  const node = { id: hostname(), incarnation: randomUUID() };
+  let store: Store | undefined;
+  let storeService: ServiceInstance | undefined;
   const ready = Promise.withResolvers<void>();
   // Nobody may be waiting for it when the start fails.
   ready.promise.catch(() => undefined);
@@ -93,7 +106,10 @@ export function createGateway(o: { log: RootLogger; version: string; startDeadli
   const workshop: Workshop = {
     source,
     addresses: createAddresses(),
-    store,
+    get store() {
+      // Nothing is built before it is there.
+      return store as Store;
+    },
     clock: systemClock,
     pipeline: (name) => running.pipelines.get(name),
     startDeadlineMs,
@@ -101,25 +117,77 @@ export function createGateway(o: { log: RootLogger; version: string; startDeadli
   const { host } = createHost(source, "gateway", {});
 
   function health(): ObjectHealth[] {
-    const { live, reasons } = store.health();
+    const { live, durable, reasons } = store?.health() ?? { live: false, durable: false, reasons: ["not started"] };
     return [
       { name: "config", ok: configProblem === undefined, ...(configProblem ? { detail: configProblem } : {}) },
-      { name: "store", ok: live, ...(reasons.length > 0 ? { detail: reasons.join(", ") } : {}) },
+      { name: "store", ok: live && durable, ...(reasons.length > 0 ? { detail: reasons.join(", ") } : {}) },
       ...[...running.pipelines.values()].flatMap((pipeline) => pipeline.health()),
-      ...[...running.services].map(([name, { service }]) => ({ name, ...(service.health?.() ?? { ok: true }) })),
+      ...services().map(([name, { service }]) => ({ name, ...(service.health?.() ?? { ok: true }) })),
       ...[...running.proxies.values()].map(({ name, url }) => ({ name, ok: isReady, detail: url })),
     ];
+  }
+
+  function services(): [string, ServiceInstance][] {
+    return [
+      ...(storeService ? [[storeService.spec.name, storeService] as [string, ServiceInstance]] : []),
+      ...running.services,
+    ];
+  }
+
+  /** Before everything else, since all sessions live in it. */
+  async function openStore(spec: Spec): Promise<void> {
+    const wanted = storeServiceOf(spec);
+    storeService = wanted && (await startService(wanted, undefined, workshop));
+    store = createMemoryStore({
+      node,
+      journal: storeService?.service.journal,
+      log,
+      metrics,
+      now: () => systemClock.now(),
+    });
+    await store.start();
+  }
+
+  /** After everything else. */
+  function storeToClose(): { name: string; close: () => Promise<unknown> }[] {
+    return [
+      { name: "store", close: () => store?.stop() ?? Promise.resolve() },
+      ...(storeService ? [{ name: storeService.spec.name, close: storeService.close }] : []),
+    ];
+  }
+
+  /** @throws SluiceError RESTART_NEEDED */
+  function refuseOtherStore(spec: Spec): void {
+    const [old, next] = [running.spec && storeServiceOf(running.spec), storeServiceOf(spec)];
+    const isSame =
+      old?.name === next?.name && old?.kind === next?.kind && isDeepStrictEqual(old?.options, next?.options);
+    if (isSame) return;
+    const { name, kind } = next ?? old ?? { name: "", kind: { kind: "" } };
+    throw new SluiceError(
+      "RESTART_NEEDED",
+      `${name} (${kind.kind}) holds the sessions, so that it can't be added, changed or removed while the gateway runs: restart it for this change`,
+    );
   }
 
   async function change({ spec, registry: found }: { spec: Spec; registry: Registry }): Promise<Plan> {
     if (stopped) throw new SluiceError("CONFIG_INVALID", "the gateway is stopping; the config is not changed any more");
     const plan = makePlan(running.spec, spec);
     if (plan.isEmpty && running.spec) return plan;
-    if (!running.spec) {
-      folderOfFirst = spec.folder;
-      await store.start();
+    if (running.spec) refuseOtherStore(spec);
+    let candidate: Candidate;
+    try {
+      if (!running.spec) {
+        folderOfFirst = spec.folder;
+        await openStore(spec);
+      }
+      candidate = await buildGeneration(running, spec, workshop);
+    } catch (error) {
+      if (!running.spec) {
+        await closeAll(storeToClose(), source);
+        store = storeService = undefined;
+      }
+      throw error;
     }
-    const candidate = await buildGeneration(running, spec, workshop);
     if (running.spec?.gateway.log.level !== spec.gateway.log.level) log.level = spec.gateway.log.level;
     running = candidate.next;
     registry = found;
@@ -140,7 +208,7 @@ export function createGateway(o: { log: RootLogger; version: string; startDeadli
     },
     summary: () => [
       ...[...running.proxies.values()].map(({ name, url }) => `${name} listens on ${url}`),
-      ...[...running.services].map(([name, { service }]) => `${name}: ${service.health?.().detail ?? "started"}`),
+      ...services().map(([name, { service }]) => `${name}: ${service.health?.().detail ?? "started"}`),
       // Where records go: what the filters of the Publish pipelines say of themselves.
       ...[...new Set(running.spec?.proxies.map(({ rules }) => rules.Publish))]
         .flatMap((name) => running.pipelines.get(name ?? "")?.health() ?? [])
@@ -174,7 +242,7 @@ export function createGateway(o: { log: RootLogger; version: string; startDeadli
             ...reversed(running.services).map(([name, each]) => ({ name, close: () => each.close() })),
             ...reversed(running.pipelines).map(([name, pipeline]) => ({ name, close: () => pipeline.drained() })),
             ...reversed(running.filters).map(([name, each]) => ({ name, close: () => each.close() })),
-            { name: "store", close: () => store.stop() },
+            ...storeToClose(),
           ],
           source,
           drain.timeoutMs,

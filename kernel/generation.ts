@@ -96,6 +96,8 @@ export async function buildGeneration(running: Generation, spec: Spec, workshop:
     }
     // Last, since a service that has adopted is the one that a rollback concerns most.
     for (const wanted of spec.services) {
+      // The gateway's own: it outlives every generation.
+      if (wanted.kind.role === "store") continue;
       const old = running.services.get(wanted.name);
       if (old && old.spec.kind === wanted.kind && isDeepStrictEqual(old.spec.options, wanted.options)) {
         services.set(wanted.name, old);
@@ -170,6 +172,11 @@ async function located<T>(spec: Spec, object: ObjectRef, building: Promise<T>): 
   }
 }
 
+/** The service that the sessions live in, where the config has one. */
+export function storeServiceOf(spec: Spec): ServiceSpec | undefined {
+  return spec.services.find(({ kind }) => kind.role === "store");
+}
+
 /** In the order given; one that fails or hangs doesn't keep the others open. */
 export async function closeAll(
   each: readonly { name: string; close: () => Promise<unknown> }[],
@@ -240,7 +247,8 @@ async function createFilter(
   }
 }
 
-async function startService(
+/** @throws SluiceError SERVICE_START_FAILED, PLUGIN_START_TIMEOUT; it is stopped then */
+export async function startService(
   spec: ServiceSpec,
   previous: Service | undefined,
   { source, startDeadlineMs }: Workshop,

@@ -20,10 +20,7 @@ const atStart = ["topicCacheSize"];
 export function makePlan(running: Spec | undefined, wanted: Spec): Plan {
   const items = [
     ...gatewayItems(running, wanted),
-    ...compare(running?.services ?? [], wanted.services, (old, next) => ({
-      kind: next.kind.kind,
-      fields: old.kind === next.kind ? differing(old.options, next.options) : ["kind"],
-    })),
+    ...serviceItems(running, wanted),
     ...compare(filtersOf(running), filtersOf(wanted), (old, next) => ({
       kind: next.kind.kind,
       fields: old.kind === next.kind ? differing(old.options, next.options) : ["kind"],
@@ -39,6 +36,19 @@ export function makePlan(running: Spec | undefined, wanted: Spec): Plan {
     })),
   ];
   return { items, isEmpty: items.every(({ action }) => action === "keep") };
+}
+
+function serviceItems(running: Spec | undefined, wanted: Spec): PlanItem[] {
+  const items = compare(running?.services ?? [], wanted.services, (old, next) => ({
+    kind: next.kind.kind,
+    fields: old.kind === next.kind ? differing(old.options, next.options) : ["kind"],
+  }));
+  if (!running) return items;
+  const stores = new Set(
+    [...running.services, ...wanted.services].filter(({ kind }) => kind.role === "store").map(({ name }) => name),
+  );
+  const notes = ["refused while the gateway runs: restart it for this change"];
+  return items.map((item) => (item.action !== "keep" && stores.has(item.name) ? { ...item, notes } : item));
 }
 
 interface Named {

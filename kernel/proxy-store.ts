@@ -1,7 +1,8 @@
-/** The sessions and messages of one proxy, in memory. */
+/** The sessions and messages of one proxy: in memory, and what has to outlive the process in a ledger too. */
 import { SluiceError } from "./errors.ts";
 import type { Expiries } from "./expiries.ts";
 import { type Grant, grantOf, mergeGrants } from "./grant.ts";
+import type { Ledger, ProxyState } from "./ledger.ts";
 import type { Message, MessageProperties, PublishOutcome, SubscriptionOptions } from "./plugin.ts";
 import { createRetained } from "./retained.ts";
 import { costOf, type Entry, type KeptMessage, neverExpires, Session } from "./session.ts";
@@ -29,6 +30,8 @@ interface Held {
   /** When it ends, unless its client comes back; 0 = it does not, or the client is here. */
   expiresAt: number;
   readonly expire: () => void;
+  /** It is in the ledger. */
+  recorded: boolean;
 }
 
 type Shared = SharedSubscription<Held, Grant>;
@@ -44,12 +47,18 @@ export interface MemoryProxyStore extends ProxyStore {
   reopen(options: StoreOptions): void;
 }
 
-/** @param check throws where the store takes nothing any more */
-export function createProxyStore(
-  proxy: string,
-  initial: StoreOptions,
-  { expiries, check }: { expiries: Expiries; check: () => void },
-): MemoryProxyStore {
+export interface ProxyStoreDeps {
+  readonly expiries: Expiries;
+  /** Undefined: nothing outlives the process. */
+  readonly ledger: Ledger | undefined;
+  /** What an earlier process has left. */
+  readonly state: ProxyState | undefined;
+  /** Throws where the store takes nothing any more. */
+  check(): void;
+}
+
+export function createProxyStore(proxy: string, initial: StoreOptions, deps: ProxyStoreDeps): MemoryProxyStore {
+  const { expiries, ledger, state } = deps;
   let options = initial;
   const now = (): number => options.now();
   const sessions = new Map<string, Held>();
@@ -64,8 +73,14 @@ export function createProxyStore(
     },
     expiries,
     now,
-    kept: hold,
-    dropped: letGo,
+    kept(message) {
+      hold(message);
+      ledger?.retained(message);
+    },
+    dropped(message, isReplaced) {
+      ledger?.forgetRetained(message, isReplaced);
+      letGo(message);
+    },
   });
   const owner = {
     get queue() {
@@ -75,8 +90,8 @@ export function createProxyStore(
   };
   let absent = 0;
   let subscriptions = 0;
-  let messageSeq = 0;
-  let entrySeq = 0;
+  let messageSeq = state?.messageSeq ?? 0;
+  let entrySeq = state?.entrySeq ?? 0;
   let entries = 0;
   let bytes = 0;
   /** Deliveries that somebody waits for. */
@@ -98,16 +113,17 @@ export function createProxyStore(
     receipts(session.clientId, outcome);
   }
 
-  /** It is no session's any more. */
-  function free(entry: Entry): void {
+  /** It is not this session's any more. */
+  function free(session: Session, entry: Entry): void {
     entries--;
+    if (entry.recorded) ledger?.forgetDelivery(session, entry);
     letGo(entry.message);
   }
 
   function lost(session: Session, entry: Entry, reason: string): void {
     options.onDropped(reason, 1);
     tell({ session }, entry, "refused");
-    free(entry);
+    free(session, entry);
   }
 
   function keep(message: Message, from: string | undefined): KeptMessage {
@@ -124,6 +140,7 @@ export function createProxyStore(
       frames: undefined,
       seq: ++messageSeq,
       holders: 0,
+      records: 0,
     };
   }
 
@@ -132,7 +149,8 @@ export function createProxyStore(
     message: KeptMessage,
     retain: boolean,
     receipts: PublishOptions["receipts"],
-  ): void {
+  ): Entry {
+    const { session } = held;
     const entry: Entry = {
       message,
       qos: grant.qos < message.qos ? grant.qos : message.qos,
@@ -144,21 +162,29 @@ export function createProxyStore(
       sharedBy,
       receipts,
       withdrawn: false,
+      recorded: false,
+      isSafe: false,
     };
     entries++;
     hold(message);
     if (receipts) {
       awaited++;
-      receipts(held.session.clientId, "waiting");
+      receipts(session.clientId, "waiting");
     }
+    if (entry.qos > 0 && persists(session)) ledger?.delivery(session, entry);
     if (held.handle) {
       held.handle.offer(entry);
     } else if (entry.qos === 0) {
-      lost(held.session, entry, "qos0_offline");
+      lost(session, entry, "qos0_offline");
     } else {
-      held.session.push(entry);
+      session.push(entry);
       tell(held, entry, "queued");
     }
+    return entry;
+  }
+
+  function persists(session: Session): boolean {
+    return ledger !== undefined && session.expirySec > 0;
   }
 
   function standingOf({ session, handle }: Held): { connected: boolean; full: boolean; load: number } {
@@ -227,7 +253,7 @@ export function createProxyStore(
   }
 
   function publish(message: Message, o: PublishOptions, until = 0): Awaitable<PublishOutcome> {
-    check();
+    deps.check();
     const hits = index.match(message.topic);
     if (hits.length === 0 && !message.retain && o.packetId === undefined) return nobody;
     const targets = targetsOf(hits, o.from);
@@ -239,7 +265,7 @@ export function createProxyStore(
   }
 
   function publishTo(clientId: string, message: Message, o: PublishOptions, until = 0): Awaitable<PublishOutcome> {
-    check();
+    deps.check();
     const held = sessions.get(clientId);
     if (!held) return nobody;
     const grant: Grant = { qos: message.qos, retainAsPublished: false, identifiers: [], own: undefined };
@@ -261,20 +287,51 @@ export function createProxyStore(
       options.onDropped("store_full", Math.max(1, targets.length));
       return { matched: targets.length, connected: 0, durable: true };
     }
+    const session = packetId === undefined || from === undefined ? undefined : sessions.get(from)?.session;
+    const lasts =
+      ledger !== undefined &&
+      message.qos > 0 &&
+      (retain ||
+        (session && persists(session)) ||
+        targets.some(({ key, value }) => value.qos > 0 && persists(key.session)));
+    if (lasts) ledger.check();
     const kept = keep(message, from);
     if (retain && !retained.set(kept)) options.onDropped("retained_full", 1);
-    if (from !== undefined && packetId !== undefined) inboundOf(from)?.add(packetId);
+    if (session && packetId !== undefined) addInbound(session, packetId);
+    const given: Entry[] = [];
     let connected = 0;
     for (const target of targets) {
       if (target.key.handle) connected++;
-      give(target, kept, message.retain && target.value.retainAsPublished, receipts);
+      const entry = give(target, kept, message.retain && target.value.retainAsPublished, receipts);
+      if (lasts) given.push(entry);
     }
-    return { matched: targets.length, connected, durable: true };
+    const outcome = { matched: targets.length, connected, durable: true };
+    const safe = lasts ? ledger.commit() : undefined;
+    if (!safe) return outcome;
+    return safe.then(
+      () => outcome,
+      (error: unknown) => {
+        // Its publisher sends it again: who has not got it yet, need not get it twice.
+        for (const [at, { key }] of targets.entries()) withdraw(key.session, given[at]);
+        if (session && packetId !== undefined) deleteInbound(session, packetId);
+        throw error;
+      },
+    );
   }
 
-  function inboundOf(clientId: string): Set<number> | undefined {
-    const session = sessions.get(clientId)?.session;
-    return session && (session.inbound ??= new Set());
+  function withdraw(session: Session, entry: Entry | undefined): void {
+    if (!entry || session.inflight.has(entry)) return;
+    entry.withdrawn = true;
+    if (entry.recorded) ledger?.forgetDelivery(session, entry);
+  }
+
+  function addInbound(session: Session, packetId: number): void {
+    (session.inbound ??= new Set()).add(packetId);
+    if (persists(session)) ledger?.inbound(session, packetId);
+  }
+
+  function deleteInbound(session: Session, packetId: number): void {
+    if (session.inbound?.delete(packetId) && persists(session)) ledger?.forgetInbound(session, packetId);
   }
 
   function subscribe(held: Held, topicFilter: string, wanted: SubscriptionOptions): { isNew: boolean } {
@@ -337,12 +394,14 @@ export function createProxyStore(
       entry.receipts = undefined;
       give({ key: held, value: grant, sharedBy: entry.sharedBy }, entry.message, entry.retain, receipts);
     }
-    for (const entry of from.session.extract((each) => moved.has(each))) free(entry);
+    for (const entry of from.session.extract((each) => moved.has(each))) free(from.session, entry);
   }
 
   function forget(held: Held): void {
     const { session } = held;
     expiries.delete(held.expiresAt, held.expire);
+    if (held.recorded) ledger?.forgetSession(session);
+    held.recorded = false;
     passOn(held, () => true);
     for (const topicFilter of session.subscriptions.keys()) detach(held, topicFilter);
     if (sessions.get(session.clientId) === held) sessions.delete(session.clientId);
@@ -373,10 +432,23 @@ export function createProxyStore(
     for (const entry of session.extract(({ qos }) => qos === 0)) lost(session, entry, "qos0_offline");
     passOn(held, ({ handle }) => handle !== undefined);
     if (awaited > 0) for (const entry of session.entries()) tell(held, entry, "queued");
+    isAway(held, now());
+  }
+
+  function isAway(held: Held, since: number): void {
+    const { session } = held;
     absent++;
+    record(held, since);
     if (session.expirySec === neverExpires) return;
-    held.expiresAt = now() + session.expirySec * 1000;
+    held.expiresAt = since + session.expirySec * 1000;
     expiries.add(held.expiresAt, held.expire);
+  }
+
+  /** @param absentSince milliseconds since the epoch; 0 = its client is here */
+  function record(held: Held, absentSince: number): void {
+    if (!ledger || (held.session.expirySec === 0 && !held.recorded)) return;
+    held.recorded = true;
+    ledger.session(held.session, { absentSince, username: held.info.username });
   }
 
   /** The client of an absent session is here, or never comes. */
@@ -386,7 +458,7 @@ export function createProxyStore(
     held.expiresAt = 0;
   }
 
-  function createHeld({ clientId, expirySec, info }: Acquisition): Held {
+  function createHeld({ clientId, expirySec, info }: Pick<Acquisition, "clientId" | "expirySec" | "info">): Held {
     const held: Held = {
       session: new Session(clientId, expirySec, owner),
       handle: undefined,
@@ -398,8 +470,15 @@ export function createProxyStore(
         noLongerAway(held);
         forget(held);
       },
+      recorded: false,
     };
     return held;
+  }
+
+  /** The answer, once what was written for this session is durable. */
+  function afterCommit<T>(session: Session, answer: T): Awaitable<T> {
+    const safe = persists(session) ? ledger?.commit() : undefined;
+    return safe ? safe.then(() => answer) : answer;
   }
 
   function handleOf(held: Held, present: boolean, onLost: Acquisition["onLost"]): MemoryHandle {
@@ -407,11 +486,16 @@ export function createProxyStore(
     let retaining: Promise<void> | undefined;
     const handle: MemoryHandle = createHandle(session, {
       present,
-      subscribe: (topicFilter, wanted) => subscribe(held, topicFilter, wanted),
+      subscribe(topicFilter, wanted) {
+        const granted = subscribe(held, topicFilter, wanted);
+        if (persists(session)) ledger?.subscription(session, topicFilter, wanted);
+        return afterCommit(session, granted);
+      },
       unsubscribe(topicFilter) {
         if (!session.subscriptions.delete(topicFilter)) return false;
         detach(held, topicFilter);
-        return true;
+        if (persists(session)) ledger?.forgetSubscription(session, topicFilter);
+        return afterCommit(session, true);
       },
       deliverRetained(topicFilter, isNew) {
         const go = (): Awaitable<void> => deliverRetained(held, handle, topicFilter, isNew);
@@ -427,10 +511,14 @@ export function createProxyStore(
       inbound: {
         has: (packetId) => session.inbound?.has(packetId) === true,
         add(packetId) {
-          (session.inbound ??= new Set()).add(packetId);
+          // The session may have ended meanwhile.
+          if (sessions.get(session.clientId)?.session !== session) return;
+          addInbound(session, packetId);
+          return afterCommit(session, undefined);
         },
         delete(packetId) {
-          session.inbound?.delete(packetId);
+          deleteInbound(session, packetId);
+          return afterCommit(session, undefined);
         },
       },
       now,
@@ -439,9 +527,12 @@ export function createProxyStore(
       },
       delivered(entry) {
         tell(held, entry, "delivered");
-        free(entry);
+        free(session, entry);
       },
-      released: () => undefined,
+      record(changed) {
+        for (const entry of changed) if (entry.recorded) ledger?.delivery(session, entry);
+        return changed.some(({ recorded }) => recorded) ? ledger?.commit() : undefined;
+      },
       closed(expirySec) {
         held.handle = undefined;
         session.release();
@@ -458,6 +549,30 @@ export function createProxyStore(
     return handle;
   }
 
+  /** What an earlier process has left. A client that was connected when it ended counts as absent from now on. */
+  function restore({ sessions: found, retained: messages, strays }: ProxyState): void {
+    for (const key of strays) ledger?.forgetStray(key);
+    for (const message of messages) {
+      hold(message);
+      retained.restore(message);
+    }
+    for (const { clientId, expirySec, absentSince, username, ...had } of found) {
+      const held = createHeld({ clientId, expirySec, info: { username, address: "" } });
+      const { session } = held;
+      held.recorded = true;
+      sessions.set(clientId, held);
+      session.inbound = had.inbound.size > 0 ? had.inbound : undefined;
+      for (const [topicFilter, wanted] of had.subscriptions) subscribe(held, topicFilter, wanted);
+      session.restore(had.entries);
+      entries += had.entries.length;
+      for (const { message } of had.entries) hold(message);
+      if (expirySec === 0) forget(held);
+      else isAway(held, absentSince === 0 ? now() : absentSince);
+    }
+  }
+
+  if (state) restore(state);
+
   return {
     reopen(next) {
       options = next;
@@ -465,7 +580,7 @@ export function createProxyStore(
     publish: (message, o = {}) => publish(message, o),
     publishTo: (clientId, message, o = {}) => publishTo(clientId, message, o),
     acquire(client) {
-      check();
+      deps.check();
       const { clientId, cleanStart, expirySec, info } = client;
       const old = sessions.get(clientId);
       if (!old && expirySec > 0 && absent >= maxAbsentSessions) {
@@ -473,6 +588,7 @@ export function createProxyStore(
       }
       if (old?.handle) old.handle.lose("takenOver");
       else if (old) noLongerAway(old);
+      const wasRecorded = old?.recorded;
       const resumed = old && !cleanStart && old.session.expirySec > 0 ? old : undefined;
       if (old && !resumed) forget(old);
       const held = resumed ?? createHeld(client);
@@ -480,8 +596,12 @@ export function createProxyStore(
       held.info = info;
       held.connectedAt = held.settledAt = now();
       sessions.set(clientId, held);
-      held.handle = handleOf(held, resumed !== undefined, client.onLost);
-      return held.handle;
+      record(held, 0);
+      const handle = handleOf(held, resumed !== undefined, client.onLost);
+      held.handle = handle;
+      // What was forgotten must not come back, and the client be told of a session that it has ended.
+      const safe = wasRecorded && !resumed ? ledger?.commit() : undefined;
+      return safe ? safe.then(() => handle) : handle;
     },
     query() {
       return [...sessions.values()]
@@ -503,10 +623,12 @@ export function createProxyStore(
       const held = sessions.get(clientId);
       if (!held) return false;
       const { handle } = held;
+      const wasRecorded = held.recorded;
       if (!handle) noLongerAway(held);
       forget(held);
       handle?.lose("removed");
-      return true;
+      const safe = wasRecorded ? ledger?.commit() : undefined;
+      return safe ? safe.then(() => true) : true;
     },
     get counts() {
       return {

@@ -3,20 +3,25 @@ import type { Socket } from "node:net";
 import { isDeepStrictEqual } from "node:util";
 import type { Addresses } from "./addresses.ts";
 import { createAdmission } from "./admission.ts";
-import { encodeConnack } from "./codec.ts";
+import type { Admitted, PeerDeps } from "./admitted.ts";
+import { type ConnackCode, encodeConnack, encodeConnackV5, type Refusal } from "./codec.ts";
 import { type CloseReason, Connection, type ConnectionOwner, pause } from "./connection.ts";
 import { messageOf, SluiceError } from "./errors.ts";
+import { createInboundWork } from "./inbound-work.ts";
 import { createListener, createTlsGate, type Listener, type TlsGate } from "./listener.ts";
-import { Peer, type PeerDeps } from "./peer.ts";
-import { createPipeline, type Job, type Outcome, type Pipeline } from "./pipeline.ts";
-import type { Client, Clock, Logger, Message, Metrics, ProxyHandle, PublishOutcome, PublishRequest } from "./plugin.ts";
+import type { Outcome } from "./outcome.ts";
+import { Peer } from "./peer.ts";
+import { createPipeline, type Job, type Pipeline } from "./pipeline.ts";
+import type { Clock, Logger, Message, Metrics, ProxyHandle, PublishOutcome, PublishRequest, Reason } from "./plugin.ts";
 import { createPresenceTeller, type Presence } from "./presence.ts";
 import { createProxyMetrics } from "./proxy-metrics.ts";
+import { firstError } from "./reasons.ts";
 import type { DrainSpec, ProxySpec } from "./spec.ts";
 import { withReceipts } from "./receipts.ts";
-import type { Awaitable, PublishOptions, SessionHandle, Store } from "./store.ts";
+import type { Awaitable, PublishOptions, Store } from "./store.ts";
 import { createThrottle } from "./throttle.ts";
 import { topicNameProblem } from "./topics.ts";
+import { createWills } from "./will.ts";
 
 export interface Proxy extends ProxyHandle {
   /** Of the bound listener: `mqtt://127.0.0.1:1883`. */
@@ -103,6 +108,8 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
   /** Runs that outlive their connection: wills, Disconnect pipelines and presence. */
   let lastWords = 0;
   let quiet: (() => void) | undefined;
+  const wills = createWills(deps.clock);
+  const inboundWork = createInboundWork<Outcome>();
 
   const owner: ConnectionOwner = {
     get limits() {
@@ -111,11 +118,9 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
     onPacket(connection, packet) {
       meters.received(packet.cmd);
       const peer = peers.get(connection);
-      if (!peer) {
-        if (packet.cmd === "connect") admission.admit(connection, packet);
-        return;
-      }
-      peer.packet(packet);
+      if (peer) peer.packet(packet);
+      else if (packet.cmd === "connect") admission.admit(connection, packet);
+      else admission.packet(connection, packet);
     },
     onRefusal(connection, refusal) {
       meters.refusedBytes(refusal.code);
@@ -125,9 +130,10 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
           "Closed for a packet that is not allowed",
         ),
       );
-      if (refusal.connack !== undefined && !peers.has(connection))
-        connection.send(encodeConnack(refusal.connack, false));
-      connection.close(closeReasons[refusal.code] ?? "malformedPacket");
+      if (refusal.connack !== undefined && !peers.has(connection)) connection.send(connackOf(refusal.connack, refusal));
+      const reason = refusal.reason ?? refusalReasons[refusal.code];
+      const why = closeReasons[refusal.code] ?? "malformedPacket";
+      connection.close(why, { reason, text: refusal.message });
     },
     onFailure(connection, error) {
       throttle("failure", (suppressed) =>
@@ -142,16 +148,18 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
       if (reason !== undefined) meters.paused(reason);
     },
     onDrain: (connection) => peers.get(connection)?.drained(),
+    onDisconnect: () => meters.sent("disconnect"),
     onClosed(connection, why) {
       connections.delete(connection);
+      admission.closed(connection);
       meters.closed(why);
       const peer = peers.get(connection);
       if (!peer) return;
       peers.delete(connection);
-      if (byClientId.get(peer.client.id) === connection) byClientId.delete(peer.client.id);
-      log.debug({ clientId: peer.client.id, why }, "Disconnected");
-      lastWords++;
-      peer.closed(why, said);
+      const { id } = peer.admitted.client;
+      if (byClientId.get(id) === connection) byClientId.delete(id);
+      log.debug({ clientId: id, why }, "Disconnected");
+      peer.closed(why);
       const presence = presences.get(connection);
       if (!presence) return;
       presences.delete(connection);
@@ -159,8 +167,12 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
     },
   };
 
-  function said(): void {
-    if (--lastWords === 0) quiet?.();
+  /** What a stop waits for. */
+  function outlive(speak: (said: () => void) => void): void {
+    lastWords++;
+    speak(() => {
+      if (--lastWords === 0) quiet?.();
+    });
   }
 
   const teller = createPresenceTeller({
@@ -168,15 +180,15 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
       return spec.presence;
     },
     now,
-    send(job) {
-      lastWords++;
-      const settle = (outcome: Outcome): void => {
-        if (outcome.kind !== "passed") meters.dropped("presence");
-        said();
-      };
-      const outcome = run(job, settle);
-      if (outcome) settle(outcome);
-    },
+    send: (job) =>
+      outlive((said) => {
+        const settle = (outcome: Outcome): void => {
+          if (outcome.kind !== "passed") meters.dropped("presence");
+          said();
+        };
+        const outcome = run(job, settle);
+        if (outcome) settle(outcome);
+      }),
   });
 
   const peerDeps: PeerDeps = {
@@ -185,8 +197,11 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
     },
     store,
     meters,
+    wills,
+    inboundWork,
     now,
     run,
+    outlive,
     storeFailed(clientId, error) {
       throttle("store", (suppressed) =>
         log.error({ clientId, error: messageOf(error), suppressed }, "The session store failed"),
@@ -195,7 +210,11 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
   };
 
   const admission = createAdmission(spec.connectionLimit, {
+    get spec() {
+      return spec;
+    },
     store,
+    sent: (cmd) => meters.sent(cmd),
     now,
     run,
     // A client may always take its own connection over, also where every place is taken.
@@ -211,13 +230,17 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
     },
   });
 
-  function admitted(connection: Connection, client: Client, handle: SessionHandle, will: Message | undefined): void {
-    const peer = new Peer(connection, client, handle, will, peerDeps);
+  function admitted(by: Admitted, connack: Buffer): void {
+    const { connection, client, handle, connect } = by;
+    const peer = new Peer(by, peerDeps);
     peers.set(connection, peer);
     byClientId.set(client.id, connection);
     meters.accepted();
     log.debug({ clientId: client.id, address: client.address, present: handle.present }, "Connected");
-    connection.send(encodeConnack(0, handle.present));
+    if (!handle.present) inboundWork.forget(client.id);
+    connection.send(connack);
+    connection.protocolVersion = connect.protocolVersion;
+    wills.back(client.id, handle.present);
     peer.attach();
     if (spec.presence) presences.set(connection, teller.connected(client));
     connection.resume(pause.auth);
@@ -304,7 +327,11 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
     },
     sessions: {
       query: async () => await store.query(),
-      remove: async (clientId) => await store.remove(clientId),
+      async remove(clientId) {
+        const removed = await store.remove(clientId);
+        wills.ended(clientId);
+        return removed;
+      },
     },
     status: () => ({
       address: listener && hostAndPort(listener.address.address, listener.address.port),
@@ -316,8 +343,10 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
     orphan(pipeline) {
       pipelineOf = pipeline;
     },
-    async stop({ timeoutMs, rate }) {
+    async stop({ timeoutMs, rate, serverReference }) {
       stopping = true;
+      const farewell =
+        serverReference === undefined ? undefined : ({ reason: "useAnotherServer", serverReference } as const);
       listener?.close();
       const until = performance.now() + timeoutMs;
       const staying = new Set(connections);
@@ -334,7 +363,7 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
         }
         for (const connection of leaving) {
           if (connection.working > 0) continue;
-          connection.close("shutdown");
+          connection.close("shutdown", farewell);
           leaving.delete(connection);
         }
         if (leaving.size + staying.size === 0) break;
@@ -344,8 +373,9 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
         ({ socket }) =>
           new Promise<void>((resolve) => (socket.destroyed ? resolve() : socket.once("close", () => resolve()))),
       );
-      for (const connection of connections) connection.close("shutdown");
+      for (const connection of connections) connection.close("shutdown", farewell);
       await Promise.all(closed);
+      wills.close();
       if (lastWords > 0) await new Promise<void>((resolve) => (quiet = resolve));
       ended.abort();
     },
@@ -358,6 +388,19 @@ const pauseReasons = new Map<number, string>([
   [pause.limit, "limit"],
   [pause.output, "output"],
 ]);
+
+/** The CONNACK to CONNECTs that can't be read. */
+function connackOf(code: number, { message }: Refusal): Buffer {
+  if (code < firstError) return encodeConnack(code as ConnackCode, false);
+  return encodeConnackV5({ reasonCode: code, sessionPresent: false, reasonString: message });
+}
+
+const refusalReasons: Record<Refusal["code"], Reason> = {
+  MALFORMED_PACKET: "malformedPacket",
+  PACKET_TOO_LARGE: "packetTooLarge",
+  PROTOCOL_ERROR: "protocolError",
+  UNSUPPORTED_VERSION: "unsupportedProtocolVersion",
+};
 
 const closeReasons: Record<string, CloseReason> = {
   MALFORMED_PACKET: "malformedPacket",

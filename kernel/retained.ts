@@ -11,6 +11,8 @@ export interface Retained {
    * @returns false: there was no room, and the topic keeps what it had
    */
   set(message: KeptMessage): boolean;
+  /** One that an earlier process has left: kept whatever the bounds of now are, and its owner is not told. */
+  restore(message: KeptMessage): void;
   /** What a valid topic filter matches, in no order. Those that have expired are not among them. */
   match(topicFilter: string): KeptMessage[];
 }
@@ -31,8 +33,8 @@ export interface RetainedOwner {
   now(): number;
   /** The message is the topic's now. */
   kept(message: KeptMessage): void;
-  /** It is no more: replaced, cleared or expired. */
-  dropped(message: KeptMessage): void;
+  /** It is no more: replaced by one that was `kept`, or cleared or expired. */
+  dropped(message: KeptMessage, isReplaced: boolean): void;
 }
 
 export function createRetained(owner: RetainedOwner): Retained {
@@ -51,7 +53,7 @@ export function createRetained(owner: RetainedOwner): Retained {
     node.message = undefined;
     count--;
     bytes -= costOf(message);
-    owner.dropped(message);
+    owner.dropped(message, false);
     // Levels that lead nowhere any more go, from the end.
     let empty = node;
     while (empty.parent && !empty.message && !empty.children) {
@@ -89,16 +91,20 @@ export function createRetained(owner: RetainedOwner): Retained {
     const before = old?.message;
     const added = costOf(message) - (before ? costOf(before) : 0);
     if (count + (before ? 0 : 1) > maxMessages || bytes + added > maxBytes) return false;
+    put(message);
+    bytes += added;
+    if (!before) count++;
+    owner.kept(message);
+    if (before) owner.dropped(before, true);
+    return true;
+  }
+
+  function put(message: KeptMessage): void {
     const node = findOrCreate(message.topic);
     unschedule(node);
     node.message = message;
     node.expire = message.expiresAt === 0 ? undefined : () => clear(node);
     if (node.expire) owner.expiries.add(message.expiresAt, node.expire);
-    if (!before) count++;
-    bytes += added;
-    owner.kept(message);
-    if (before) owner.dropped(before);
-    return true;
   }
 
   function match(topicFilter: string): KeptMessage[] {
@@ -145,6 +151,11 @@ export function createRetained(owner: RetainedOwner): Retained {
       return bytes;
     },
     set,
+    restore(message) {
+      put(message);
+      count++;
+      bytes += costOf(message);
+    },
     match,
   };
 }

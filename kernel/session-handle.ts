@@ -16,7 +16,8 @@ export interface HandleOwner extends Pick<SessionHandle, "present" | "subscribe"
   stirred(): void;
   /** The client has it: a QoS 0 message that was sent, or one that was settled. */
   delivered(entry: Entry): void;
-  released(entry: Entry): Awaitable<void>;
+  /** It has a packet id now, or has been released: resolves once that is safe; undefined = it is. */
+  record(entries: readonly Entry[]): Promise<void> | undefined;
   closed(expirySec: SessionExpiry | undefined): Awaitable<void>;
   lost(why: "takenOver" | "removed"): void;
 }
@@ -26,6 +27,30 @@ export function createHandle(session: Session, owner: HandleOwner): MemoryHandle
   let resend: Entry[] = [];
   let credit = 0;
   let open = true;
+  let securing = false;
+
+  /** The ids of the QoS 2 messages that credit allows next are made safe, all of them with one write. */
+  function secure(): void {
+    if (securing) return;
+    const next = session.ahead(credit).filter((entry) => entry !== undefined && isUnsafe(entry)) as Entry[];
+    for (const entry of next) session.number(entry);
+    const safe = owner.record(next);
+    securing = true;
+    void (async () => {
+      try {
+        await safe;
+        for (const entry of next) entry.isSafe = true;
+      } catch {
+        // The journal is tried again after a while, and with it what `pump` puts next.
+      }
+      securing = false;
+      pump();
+    })();
+  }
+
+  function isUnsafe({ qos, recorded, isSafe }: Entry): boolean {
+    return qos === 2 && recorded && !isSafe;
+  }
 
   function pump(): void {
     for (;;) {
@@ -44,7 +69,14 @@ export function createHandle(session: Session, owner: HandleOwner): MemoryHandle
         continue;
       }
       if (next.qos > 0 && credit <= 0) return;
-      session.number(next);
+      if (isUnsafe(next)) {
+        secure();
+        return;
+      }
+      if (next.qos > 0 && next.packetId === 0) {
+        session.number(next);
+        if (next.recorded) void owner.record([next]);
+      }
       if (!deliver(next, false)) return;
       if (next.qos > 0) credit--;
       session.take();
@@ -88,13 +120,12 @@ export function createHandle(session: Session, owner: HandleOwner): MemoryHandle
       if (!open || !session.inflight.has(entry)) return;
       entry.released = true;
       owner.stirred();
-      return owner.released(entry);
+      return owner.record([entry]);
     },
     inbound: {
       has: (packetId) => open && owner.inbound.has(packetId),
-      add(packetId) {
-        if (open) return owner.inbound.add(packetId);
-      },
+      // Also late: a pipeline may take longer than the connection lasts.
+      add: (packetId) => owner.inbound.add(packetId),
       delete(packetId) {
         if (open) return owner.inbound.delete(packetId);
       },

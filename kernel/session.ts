@@ -13,6 +13,8 @@ export interface KeptMessage extends StoredMessage {
   /** Unique in the proxy. */
   readonly seq: number;
   holders: number;
+  /** Records in the journal that refer to it. */
+  records: number;
 }
 
 /** A delivery with what the store knows of it. */
@@ -25,6 +27,10 @@ export interface Entry extends Delivery {
   receipts: PublishOptions["receipts"];
   /** Its publisher was told that it failed: it is not sent. */
   withdrawn: boolean;
+  /** It is, or is about to be, in the journal. */
+  recorded: boolean;
+  /** QoS 2: its packet id is durable, so that it may be sent. */
+  isSafe: boolean;
 }
 
 /** What a session lets go of goes here. */
@@ -190,6 +196,20 @@ export class Session {
       this.relieve();
     }
     return taken;
+  }
+
+  /** Takes over what an earlier process has left, in its order. What has a packet id counts as sent. */
+  restore(entries: readonly Entry[]): void {
+    for (const entry of entries) {
+      this.bytes += costOf(entry.message);
+      if (entry.packetId === 0) {
+        this.queue.push(entry);
+        continue;
+      }
+      this.inflight.add(entry);
+      (this.packetIds ??= new Set()).add(entry.packetId);
+      this.lastPacketId = entry.packetId;
+    }
   }
 
   /** Resolves when there is room again, or when `release` gives up on it. */

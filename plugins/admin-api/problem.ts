@@ -13,6 +13,7 @@ const statusOfCode: Readonly<Record<string, number>> = {
   CONFIG_INVALID: 400,
   CONFIG_NOT_FOUND: 404,
   CONFIG_READ_ONLY: 409,
+  RESTART_NEEDED: 409,
   CONFIG_CONFLICT: 412,
   // Valid, and yet it could not be built: a port is taken, a folder can't be written.
   FILTER_CREATE_FAILED: 422,
