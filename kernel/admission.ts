@@ -100,20 +100,22 @@ export function createAdmission(initial: RateLimit | undefined, deps: AdmissionD
         refuse(connection, "clientIdentifierNotValid", "");
         return;
       }
+      // What a certificate proves counts for more than what a CONNECT says.
+      const username = connection.remote.username ?? connect.username;
       const client: Client = {
         // An id of its own [MQTT-3.1.3-6], so that anonymous clients don't take each other over.
         id: connect.clientId === "" ? `auto-${randomUUID()}` : connect.clientId,
-        username: connect.username,
+        username,
         address: connection.address,
         protocolVersion: connect.protocolVersion,
-        certificate: undefined,
+        certificate: connection.remote.certificate,
         data: new Map(),
       };
       if (deps.isFull(client.id)) {
         refuse(connection, "serverBusy", client.id);
         return;
       }
-      const { clean, keepalive, password, username, will } = connect;
+      const { clean, keepalive, password, will } = connect;
       const packet = { clientId: client.id, clean, keepalive, password, username, will };
       const outcome = deps.run({ type: "Connect", origin: "client", packet, client, lane: createLane() }, (late) =>
         authenticated(connection, client, connect, late),

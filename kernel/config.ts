@@ -1,12 +1,19 @@
 /** A config on disk -> the spec that the gateway is built from, or every problem with it. Nothing is bound or started here. */
 import { stat } from "node:fs/promises";
-import { readCertificates } from "./certificates.ts";
-import { checkNames, checkPipeline, checkPorts, checkRules, type FilterEntry, type PipelineEntry } from "./checks.ts";
+import {
+  checkAddresses,
+  checkNames,
+  checkPipeline,
+  checkRules,
+  type FilterEntry,
+  type PipelineEntry,
+} from "./checks.ts";
 import { readConfigFiles, type ConfigFiles, type Overlay } from "./config-files.ts";
 import type { Problem, RawDocument } from "./documents.ts";
 import { isMap, issues, readEntry, validateEntry, type Entry, type Issues } from "./entry.ts";
 import { SluiceError } from "./errors.ts";
 import { isKernelKind, kernelKindNames, kernelSchemas, type KernelKind } from "./kernel-kinds.ts";
+import { type ReadListener, readListeners } from "./listener-options.ts";
 import type { FilterKind, ServiceKind } from "./plugin.ts";
 import { findPlugins, type Registry } from "./registry.ts";
 import { schemaCompiler, type Compile } from "./schema.ts";
@@ -92,7 +99,7 @@ export async function loadSpec(o: LoadOptions): Promise<LoadedSpec> {
   for (const plugin of [...services, ...pipelines.flatMap((pipeline) => pipeline.filters)])
     runValidate(plugin, codes.get(plugin.kind), found);
 
-  const specs = check({ files, proxies, pipelines, entries, found });
+  const listeners = check({ files, proxies, pipelines, entries, found });
   reportPackages(registry, found);
   found.problems.sort(byPosition);
   found.warnings.sort(byPosition);
@@ -113,7 +120,12 @@ export async function loadSpec(o: LoadOptions): Promise<LoadedSpec> {
     path: files.path,
     folder: files.folder,
     gateway,
-    proxies: proxies.map((proxy, index) => toProxySpec(proxy, specs[index] ?? [])),
+    proxies: proxies.map((proxy, index) =>
+      toProxySpec(
+        proxy,
+        (listeners[index] ?? []).map((one) => one.spec),
+      ),
+    ),
     pipelines: pipelines.map(toPipelineSpec),
     services: services.map((service) => ({
       name: service.name,
@@ -277,8 +289,8 @@ function whereOf(
   return (object, field) => entries.get(key(object))?.where(field) ?? object.name;
 }
 
-/** Whether the documents fit each other. Returns the certificates of each proxy. */
-function check({ files, proxies, pipelines, entries, found }: Parts) {
+/** Whether the documents fit each other. Returns the listeners of each proxy. */
+function check({ files, proxies, pipelines, entries, found }: Parts): ReadListener[][] {
   checkNames(
     entries.filter((entry) => entry.kind !== "Gateway"),
     found,
@@ -288,11 +300,13 @@ function check({ files, proxies, pipelines, entries, found }: Parts) {
     checkRules(proxy, pipelines, found);
     mendNumbers(proxy, found);
   }
-  checkPorts(proxies, found);
+  const reading = { folder: files.folder, found, inputs: files.inputs };
+  const listeners = proxies.map((proxy) => readListeners(proxy, reading));
+  checkAddresses(listeners.flat(), found);
   if (proxies.length === 0 && files.documents.length > 0) {
     found.warning(files.documents[0]!.position([]), "the config has no MQTTProxy document: no device can connect");
   }
-  return proxies.map((proxy) => readCertificates(proxy, files.folder, found, files.inputs));
+  return listeners;
 }
 
 /** Easegress takes its default where one of these is 0 or less; so do we, aloud. */

@@ -65,7 +65,7 @@ export async function buildGeneration(running: Generation, spec: Spec, workshop:
   const filters = new Map<string, FilterInstance>();
   const services = new Map<string, ServiceInstance>();
   const proxies = new Map<string, Proxy>();
-  const changes: ProxyChange[] = [];
+  const changes: (ProxyChange & { readonly name: string })[] = [];
   const rollback = async (): Promise<void> => closeAll(built.toReversed(), source);
   try {
     for (const wanted of filtersOf(spec)) {
@@ -91,7 +91,7 @@ export async function buildGeneration(running: Generation, spec: Spec, workshop:
         });
       const change = await located(spec, { family: "proxy", name: wanted.name }, proxy.prepare(wanted));
       built.push({ name: wanted.name, close: () => Promise.resolve(change.rollback()) });
-      changes.push(change);
+      changes.push({ ...change, name: wanted.name });
       proxies.set(wanted.name, proxy);
     }
     // Last, since a service that has adopted is the one that a rollback concerns most.
@@ -145,6 +145,7 @@ export async function buildGeneration(running: Generation, spec: Spec, workshop:
       await Promise.all([
         ...gone(running.proxies, proxies).map(([name, proxy]) => close({ name, close: () => proxy.stop(drain) })),
         ...gone(running.services, services).map(([name, each]) => close({ name, close: each.close })),
+        ...changes.map((change) => close({ name: change.name, close: () => change.retire(drain) })),
       ]);
       // Their packets' own deadline bounds it: no filter is closed with a packet in it.
       await Promise.all(gone(running.pipelines, pipelines).map(([, pipeline]) => pipeline.drained()));
