@@ -175,13 +175,15 @@ export function createAdmission(initial: RateLimit | undefined, deps: AdmissionD
         refuse(connection, connect, unserved);
         return;
       }
+      // What a certificate proves counts for more than what a CONNECT says.
+      const username = connection.remote.username ?? connect.username;
       const client: Client = {
         // An id of its own [MQTT-3.1.3-6], so that anonymous clients don't take each other over.
         id: connect.clientId === "" ? `auto-${randomUUID()}` : connect.clientId,
-        username: connect.username,
+        username,
         address: connection.address,
         protocolVersion: connect.protocolVersion,
-        certificate: undefined,
+        certificate: connection.remote.certificate,
         data: new Map(),
       };
       if (deps.isFull(client.id)) {
@@ -191,7 +193,7 @@ export function createAdmission(initial: RateLimit | undefined, deps: AdmissionD
       const exchange = exchangeOf(connection, connect);
       if (exchange) exchanges.set(connection, exchange);
       const arrival: Arrival = { connection, client, connect, keepalive, exchange };
-      const { clean, password, username, will, properties } = connect;
+      const { clean, password, will, properties } = connect;
       const packet = {
         clientId: client.id,
         clean,

@@ -1,6 +1,7 @@
 /** One client's connection: CONNECT deadline, keep alive, ordered acks, back-pressure, closed once. */
-import type { Socket } from "node:net";
+import type { Duplex } from "node:stream";
 import { createDecoder, type Decoder, encodeDisconnect, type InPacket, type Refusal } from "./codec.ts";
+import type { Remote } from "./listener.ts";
 import type { ProtocolVersion } from "./packet.ts";
 import type { Reason } from "./plugin.ts";
 import { reasonCodeFor } from "./reasons.ts";
@@ -96,8 +97,8 @@ const lingerMs = 2000;
 
 /** A class because there are thousands: methods are shared, and an idle connection stays small. */
 export class Connection {
-  readonly address: string;
-  readonly socket: Socket;
+  readonly remote: Remote;
+  readonly socket: Duplex;
   closed: CloseReason | undefined;
   /** 0 until the CONNACK that admits the client. */
   protocolVersion: ProtocolVersion | 0 = 0;
@@ -120,11 +121,11 @@ export class Connection {
   private timer: NodeJS.Timeout | undefined;
   private limitTimer: NodeJS.Timeout | undefined;
 
-  constructor(socket: Socket, owner: ConnectionOwner) {
+  constructor(socket: Duplex, remote: Remote, owner: ConnectionOwner) {
     this.socket = socket;
+    this.remote = remote;
     this.owner = owner;
     const { limits } = owner;
-    this.address = (socket.remoteAddress ?? "").replace(/^::ffff:/, "");
     this.decoder = createDecoder({
       maxPacketBytes: limits.maxPacketBytes,
       onPacket: (packet) => {
@@ -133,13 +134,15 @@ export class Connection {
       },
     });
     this.timer = setTimeout(() => this.close("connectTimeout"), limits.connectTimeoutMs);
-    // A peer that vanished without a word and asked for no keep alive is found by TCP's own.
-    socket.setKeepAlive(true, 60_000);
     socket.on("data", (chunk: Buffer) => this.received(chunk));
     socket.on("drain", () => this.drained());
     socket.on("error", () => this.close("connectionLost"));
     socket.on("end", () => this.close("connectionLost"));
     socket.on("close", () => this.close("connectionLost"));
+  }
+
+  get address(): string {
+    return this.remote.address;
   }
 
   /** CONNECT has come: from here on keep alive watches. @param seconds 0 = none */
@@ -257,7 +260,7 @@ export class Connection {
       socket.resume();
       const linger = setTimeout(() => socket.destroy(), lingerMs);
       socket.once("close", () => clearTimeout(linger));
-      socket.destroySoon();
+      socket.end(() => socket.destroy());
     }
     this.owner.onClosed(this, why);
   }

@@ -31,10 +31,13 @@ export type Code = keyof typeof codes;
 /** An error whose `code` a program can rely on and whose message says what, where and what to do. */
 export class SluiceError extends Error {
   readonly code: Code;
-  constructor(code: Code, message: string, options?: ErrorOptions) {
+  /** Which listener of a proxy it is about. */
+  readonly listener: string | undefined;
+  constructor(code: Code, message: string, options?: ErrorOptions & { readonly listener?: string }) {
     super(message, options);
     this.name = "SluiceError";
     this.code = code;
+    this.listener = options?.listener;
   }
 }
 

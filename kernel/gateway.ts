@@ -123,7 +123,7 @@ export function createGateway(o: { log: RootLogger; version: string; startDeadli
       { name: "store", ok: live && durable, ...(reasons.length > 0 ? { detail: reasons.join(", ") } : {}) },
       ...[...running.pipelines.values()].flatMap((pipeline) => pipeline.health()),
       ...services().map(([name, { service }]) => ({ name, ...(service.health?.() ?? { ok: true }) })),
-      ...[...running.proxies.values()].map(({ name, url }) => ({ name, ok: isReady, detail: url })),
+      ...[...running.proxies.values()].map(({ name, urls }) => ({ name, ok: isReady, detail: urls.join(", ") })),
     ];
   }
 
@@ -207,7 +207,7 @@ export function createGateway(o: { log: RootLogger; version: string; startDeadli
       return running.spec;
     },
     summary: () => [
-      ...[...running.proxies.values()].map(({ name, url }) => `${name} listens on ${url}`),
+      ...[...running.proxies.values()].flatMap(({ name, urls }) => urls.map((url) => `${name} listens on ${url}`)),
       ...services().map(([name, { service }]) => `${name}: ${service.health?.().detail ?? "started"}`),
       // Where records go: what the filters of the Publish pipelines say of themselves.
       ...[...new Set(running.spec?.proxies.map(({ rules }) => rules.Publish))]

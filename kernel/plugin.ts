@@ -165,12 +165,13 @@ export interface DisconnectPacket {
 /** The remote party of one connection; the same object for all its packets. */
 export interface Client {
   readonly id: string;
+  /** By its CONNECT, or by its certificate where the listener takes user names from there (`usernameFrom`). */
   readonly username: string | undefined;
-  /** The peer's IP address. */
+  /** The client's IP address, by the PROXY protocol where a listener has it switched on; `unix` for a unix socket. */
   readonly address: string;
   /** 3 = MQTT 3.1, 4 = MQTT 3.1.1, 5 = MQTT 5. */
   readonly protocolVersion: number;
-  /** The client's TLS certificate, where one was asked for. */
+  /** The client's TLS certificate, verified, where one was asked for and shown. */
   readonly certificate: X509Certificate | undefined;
   /** Lives as long as the connection; shared by all filters, so prefix keys with your plugin's name. */
   readonly data: Map<string, unknown>;

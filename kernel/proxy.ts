@@ -1,14 +1,16 @@
 /** One MQTTProxy: admission, takeover, packet -> pipeline, message -> subscribers. */
-import type { Socket } from "node:net";
+import type { Duplex } from "node:stream";
 import { isDeepStrictEqual } from "node:util";
 import type { Addresses } from "./addresses.ts";
 import { createAdmission } from "./admission.ts";
 import type { Admitted, PeerDeps } from "./admitted.ts";
 import { type ConnackCode, encodeConnack, encodeConnackV5, type Refusal } from "./codec.ts";
 import { type CloseReason, Connection, type ConnectionOwner, pause } from "./connection.ts";
+import { drain } from "./drain.ts";
 import { messageOf, SluiceError } from "./errors.ts";
 import { createInboundWork } from "./inbound-work.ts";
-import { createListener, createTlsGate, type Listener, type TlsGate } from "./listener.ts";
+import type { ListenerOwner } from "./listener.ts";
+import { createListeners } from "./listeners.ts";
 import type { Outcome } from "./outcome.ts";
 import { Peer } from "./peer.ts";
 import { createPipeline, type Job, type Pipeline } from "./pipeline.ts";
@@ -24,8 +26,8 @@ import { topicNameProblem } from "./topics.ts";
 import { createWills } from "./will.ts";
 
 export interface Proxy extends ProxyHandle {
-  /** Of the bound listener: `mqtt://127.0.0.1:1883`. */
-  readonly url: string;
+  /** Of the bound listeners: `mqtt://127.0.0.1:1883`. */
+  readonly urls: readonly string[];
   /** @throws SluiceError TOPIC_INVALID, QUEUE_FULL, STORE_CLOSED */
   publish(message: Message, request?: PublishRequest): Promise<PublishOutcome>;
   /**
@@ -36,7 +38,7 @@ export interface Proxy extends ProxyHandle {
   /** It is dropped: its last packets go through these pipelines, which may be gone from what runs. */
   orphan(pipeline: ProxyDeps["pipeline"]): void;
   /** Stops accepting, closes the connections at the drain's rate, each when its packets under way are through. */
-  stop(drain: DrainSpec): Promise<void>;
+  stop(how: DrainSpec): Promise<void>;
 }
 
 /** A change that is ready: one of the two is called, once. */
@@ -44,6 +46,8 @@ export interface ProxyChange {
   /** Can't fail. Connections stay; those that come from here on are the new address's and the new certificate's. */
   commit(): void;
   rollback(): void;
+  /** After `commit`: closes the connections of listeners that are gone. */
+  retire(how: DrainSpec): Promise<void>;
 }
 
 export interface ProxyDeps {
@@ -56,11 +60,8 @@ export interface ProxyDeps {
   readonly clock: Clock;
 }
 
-/** Connections that have not been admitted yet; more are closed at once. */
+/** Connections that have not been admitted yet, and as many that don't speak MQTT yet; more are closed at once. */
 const maxPending = 20_000;
-
-/** How often a stop looks which connections may go. */
-const drainTickMs = 10;
 
 /** The deadline of a fan-out where no pipeline gives one. */
 const bareTimeoutMs = 30_000;
@@ -102,8 +103,7 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
     deps,
   );
   let pipelineOf = (name: string): Pipeline | undefined => deps.pipeline(name);
-  let listener: Listener | undefined;
-  let gate: TlsGate | undefined;
+  let isStarted = false;
   let stopping = false;
   /** Runs that outlive their connection: wills, Disconnect pipelines and presence. */
   let lastWords = 0;
@@ -257,57 +257,57 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
     return job.final ? bare.run(job, done) : passed;
   }
 
-  const sockets = {
-    onSocket(socket: Socket) {
+  const arrivals: ListenerOwner = {
+    arriving: new Set(),
+    maxArriving: maxPending,
+    onStream(stream: Duplex, remote) {
       if (stopping || connections.size - byClientId.size >= maxPending) {
         meters.refused("tooManyPending");
-        socket.destroy();
+        stream.destroy();
         return;
       }
-      connections.add(new Connection(socket, owner));
+      connections.add(new Connection(stream, remote, owner));
     },
-    onError(error: Error) {
-      meters.refused("handshake");
-      log.debug({ error: error.message }, "A connection failed before MQTT");
+    onFailure(why, error) {
+      meters.refused(why);
+      log.debug({ why, error: error.message }, "A connection failed before MQTT");
+    },
+    onRefused(code, why) {
+      meters.refusedBytes(code);
+      throttle(code, (suppressed) => log.info({ reason: why, suppressed }, "Closed for what came on its WebSocket"));
     },
   };
+  const listeners = createListeners(deps.addresses, arrivals);
 
   return {
     name: spec.name,
-    get url() {
-      const { address = "", port = spec.port } = listener?.address ?? {};
-      const host = address === "::" || address === "0.0.0.0" || address === "" ? "127.0.0.1" : address;
-      return `${spec.useTLS ? "mqtts" : "mqtt"}://${hostAndPort(host, port)}`;
+    get urls() {
+      return listeners.list().map(({ url }) => url);
     },
     async prepare(next) {
-      const old = listener;
-      // A context costs milliseconds of OpenSSL's time, and its clients the resumption of their TLS sessions.
-      const isSameTls =
-        old !== undefined &&
-        next.useTLS === spec.useTLS &&
-        next.handshakeTimeoutMs === spec.handshakeTimeoutMs &&
-        isDeepStrictEqual(next.certificate, spec.certificate);
-      const nextGate = isSameTls ? gate : next.useTLS ? createGate(next) : undefined;
-      const bound =
-        old && next.host === spec.host && next.port === spec.port
-          ? old
-          : createListener(await deps.addresses.claim(next), sockets);
+      const change = await listeners.prepare(next.listeners, next);
+      let gone: ReadonlySet<symbol> = new Set();
       return {
         commit() {
           const previous = spec;
           spec = next;
-          listener = bound;
-          gate = nextGate;
           if (!isDeepStrictEqual(previous.connectionLimit, next.connectionLimit)) admission.limit(next.connectionLimit);
           if (!isDeepStrictEqual(previous.clientPublishLimit, next.clientPublishLimit)) {
             for (const peer of peers.values()) peer.limitPublishes();
           }
-          bound.open(nextGate);
-          if (old !== bound) old?.close();
+          isStarted = true;
+          gone = change.commit();
         },
         rollback() {
-          if (old !== bound) bound.close();
-          if (!old) ended.abort();
+          change.rollback();
+          if (!isStarted) ended.abort();
+        },
+        async retire(how) {
+          if (gone.size === 0) return;
+          await drain(
+            [...connections].filter(({ remote }) => gone.has(remote.listener)),
+            how,
+          );
         },
       };
     },
@@ -334,8 +334,8 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
       },
     },
     status: () => ({
-      address: listener && hostAndPort(listener.address.address, listener.address.port),
-      useTLS: spec.useTLS,
+      address: listeners.list()[0]?.address,
+      listeners: listeners.list().map(({ name, url }) => ({ name, url })),
       brokerMode: spec.brokerMode,
       connections: byClientId.size,
       ...store.counts,
@@ -343,38 +343,10 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
     orphan(pipeline) {
       pipelineOf = pipeline;
     },
-    async stop({ timeoutMs, rate, serverReference }) {
+    async stop(how) {
       stopping = true;
-      const farewell =
-        serverReference === undefined ? undefined : ({ reason: "useAnotherServer", serverReference } as const);
-      listener?.close();
-      const until = performance.now() + timeoutMs;
-      const staying = new Set(connections);
-      const leaving = new Set<Connection>();
-      // Polled: it happens once in a gateway's life, and a counter on the hot path would cost every packet.
-      for (let allowed = 1; performance.now() < until; allowed += (rate * drainTickMs) / 1000) {
-        for (const connection of staying) {
-          if (rate > 0 && allowed < 1) break;
-          allowed--;
-          staying.delete(connection);
-          // Nothing more is read from it; what was is finished.
-          connection.pause(pause.shutdown);
-          leaving.add(connection);
-        }
-        for (const connection of leaving) {
-          if (connection.working > 0) continue;
-          connection.close("shutdown", farewell);
-          leaving.delete(connection);
-        }
-        if (leaving.size + staying.size === 0) break;
-        await new Promise((resolve) => setTimeout(resolve, drainTickMs));
-      }
-      const closed = [...connections].map(
-        ({ socket }) =>
-          new Promise<void>((resolve) => (socket.destroyed ? resolve() : socket.once("close", () => resolve()))),
-      );
-      for (const connection of connections) connection.close("shutdown", farewell);
-      await Promise.all(closed);
+      listeners.close();
+      await drain(connections, how);
       wills.close();
       if (lastWords > 0) await new Promise<void>((resolve) => (quiet = resolve));
       ended.abort();
@@ -408,16 +380,3 @@ const closeReasons: Record<string, CloseReason> = {
   PROTOCOL_ERROR: "protocolError",
   UNSUPPORTED_VERSION: "refused",
 };
-
-function hostAndPort(host: string, port: number): string {
-  return `${host.includes(":") ? `[${host}]` : host}:${port}`;
-}
-
-/** @throws SluiceError CONFIG_INVALID with OpenSSL's word on the pair */
-function createGate({ certificate, handshakeTimeoutMs }: ProxySpec): TlsGate {
-  try {
-    return createTlsGate(certificate, handshakeTimeoutMs);
-  } catch (error) {
-    throw new SluiceError("CONFIG_INVALID", `can't be used for TLS: ${messageOf(error)}`);
-  }
-}

@@ -4,12 +4,12 @@ import { flowOf, type FilterEntry, type PipelineEntry } from "./checks.ts";
 import type { Entry } from "./entry.ts";
 import type { ConfigDocument, FilterKind, PacketType } from "./plugin.ts";
 import { redact } from "./schema-walk.ts";
-import type { CertificatePair, FlowNode, GatewaySpec, PipelineSpec, ProxySpec } from "./spec.ts";
+import type { FlowNode, GatewaySpec, ListenerSpec, PipelineSpec, ProxySpec } from "./spec.ts";
 
 /** As the schema has checked them: what the spec holds, but for rules by packet type and times in milliseconds. */
 type ProxyOptions = Omit<
   ProxySpec,
-  "name" | "certificate" | "rules" | "connectTimeoutMs" | "handshakeTimeoutMs" | "faultGraceMs"
+  "name" | "listeners" | "rules" | "connectTimeoutMs" | "handshakeTimeoutMs" | "faultGraceMs"
 > & {
   readonly rules: readonly { readonly when: { readonly packetType: PacketType }; readonly pipeline: string }[];
   readonly connectTimeout: number;
@@ -17,14 +17,11 @@ type ProxyOptions = Omit<
   readonly faultGrace: number;
 };
 
-export function toProxySpec(entry: Entry, certificate: readonly CertificatePair[]): ProxySpec {
+export function toProxySpec(entry: Entry, listeners: readonly ListenerSpec[]): ProxySpec {
   const options = entry.options as unknown as ProxyOptions;
   return {
     name: entry.name,
-    host: options.host,
-    port: options.port,
-    useTLS: options.useTLS,
-    certificate,
+    listeners,
     topicCacheSize: options.topicCacheSize,
     maxAllowedConnection: options.maxAllowedConnection,
     connectionLimit: options.connectionLimit,

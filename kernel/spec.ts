@@ -22,13 +22,46 @@ export interface PresenceSpec {
   readonly pipeline: string;
 }
 
+export interface TcpAddress {
+  /** Undefined = all interfaces, IPv6 and IPv4. */
+  readonly host: string | undefined;
+  /** 0 = any free one. */
+  readonly port: number;
+}
+
+export interface UnixAddress {
+  /** Absolute. */
+  readonly socket: string;
+  /** Permission bits. */
+  readonly mode: number;
+}
+
+export type Address = TcpAddress | UnixAddress;
+
+export interface TlsSpec {
+  /** Never empty; the first serves clients that name no server. */
+  readonly certificate: readonly CertificatePair[];
+  /** PEM, one or more; undefined where no client is asked for a certificate. */
+  readonly clientCA: string | undefined;
+  readonly clientCertificate: "none" | "optional" | "require";
+  readonly usernameFrom: "none" | "cn" | "san";
+}
+
+export interface ListenerSpec {
+  /** Unique in its proxy; `default` is the proxy's own host and port. */
+  readonly name: string;
+  readonly address: Address;
+  readonly proxyProtocol: boolean;
+  /** Undefined = plain. */
+  readonly tls: TlsSpec | undefined;
+  /** The path of a WebSocket; undefined = MQTT without one. */
+  readonly path: string | undefined;
+}
+
 export interface ProxySpec {
   readonly name: string;
-  /** Bind address; undefined = all interfaces, IPv6 and IPv4. */
-  readonly host: string | undefined;
-  readonly port: number;
-  readonly useTLS: boolean;
-  readonly certificate: readonly CertificatePair[];
+  /** At least one, no two of any proxies on one address. */
+  readonly listeners: readonly ListenerSpec[];
   /** Entries of the cache of topic -> matching subscriptions. */
   readonly topicCacheSize: number;
   /** 0 = no limit. */
@@ -69,6 +102,7 @@ export interface ProxySpec {
   /** The bound of the retained messages; 0 = none are kept. */
   readonly retained: { readonly maxMessages: number; readonly maxBytes: number };
   readonly connectTimeoutMs: number;
+  /** For what comes before MQTT: PROXY header, TLS, WebSocket. */
   readonly handshakeTimeoutMs: number;
   /** After a fault (no ack), how long the connection stays open so that other acks can leave. */
   readonly faultGraceMs: number;
@@ -125,9 +159,9 @@ export interface GatewaySpec {
   readonly hints: readonly string[];
 }
 
-/** An object of a spec; a filter's name is `pipeline/filter`. */
+/** An object of a spec; a filter's name is `pipeline/filter`, a listener's `proxy/listener`. */
 export interface ObjectRef {
-  readonly family: "proxy" | "filter" | "service";
+  readonly family: "listener" | "filter" | "service";
   readonly name: string;
 }
 
@@ -141,7 +175,7 @@ export interface Spec {
   readonly pipelines: readonly PipelineSpec[];
   readonly services: readonly ServiceSpec[];
   /** `file:line:column > object > field`: what the object was built from, for what goes wrong when it is. */
-  where(object: ObjectRef, field?: readonly (string | number)[]): string;
+  where(object: ObjectRef): string;
   /** Every document with defaults applied and secrets replaced by `***`, for showing. */
   readonly documents: readonly ConfigDocument[];
 }

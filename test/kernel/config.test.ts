@@ -43,10 +43,15 @@ describe("a config that is right", () => {
     const [only] = spec.proxies;
     assert.deepEqual(only, {
       name: "proxy",
-      host: undefined,
-      port: 1883,
-      useTLS: false,
-      certificate: [],
+      listeners: [
+        {
+          name: "default",
+          address: { host: undefined, port: 1883 },
+          proxyProtocol: false,
+          tls: undefined,
+          path: undefined,
+        },
+      ],
       topicCacheSize: 100_000,
       maxAllowedConnection: 0,
       connectionLimit: undefined,
@@ -226,8 +231,8 @@ filters:
     ]);
     const only = spec?.proxies[0];
     assert.deepEqual(
-      [only?.port, only?.brokerMode, only?.retryInterval, only?.topicCacheSize, only?.rules],
-      [0, true, 30, 100_000, { Connect: "g" }],
+      [only?.listeners[0]?.address, only?.brokerMode, only?.retryInterval, only?.topicCacheSize, only?.rules],
+      [{ host: undefined, port: 0 }, true, 30, 100_000, { Connect: "g" }],
     );
     assert.deepEqual(spec?.pipelines[0]?.filters[0]?.options, { limit: 4, pattern: ".*", strict: false, mode: "open" });
   });
