@@ -39,10 +39,22 @@ interface Step {
 export function createListeners(addresses: Addresses, owner: ListenerOwner): Listeners {
   let running: readonly Listener[] = [];
 
-  /** The one that stays: by its address, and of several by its name (any free port is one address). */
-  function keptFor(spec: ListenerSpec, left: ReadonlySet<Listener>): Listener | undefined {
-    const same = [...left].filter(({ gate }) => isDeepStrictEqual(gate?.spec.address, spec.address));
-    return same.find(({ gate }) => gate?.spec.name === spec.name) ?? same[0];
+  /** Those that stay: by address and name first (any free port is one address), then by address alone. */
+  function keptFor(wanted: readonly ListenerSpec[]): Map<ListenerSpec, Listener> {
+    const kept = new Map<ListenerSpec, Listener>();
+    const left = new Set(running);
+    for (const byName of [true, false]) {
+      for (const spec of wanted) {
+        const found = [...left].find(
+          ({ gate }) =>
+            isDeepStrictEqual(gate?.spec.address, spec.address) && (!byName || gate?.spec.name === spec.name),
+        );
+        if (!found || kept.has(spec)) continue;
+        left.delete(found);
+        kept.set(spec, found);
+      }
+    }
+    return kept;
   }
 
   function gateFor(spec: ListenerSpec, limits: ArrivalLimits, old: Gate | undefined): Gate {
@@ -69,7 +81,8 @@ export function createListeners(addresses: Addresses, owner: ListenerOwner): Lis
         gate ? [{ name: gate.spec.name, url: urlOf(gate.spec, address), address: showAddress(address) }] : [],
       ),
     async prepare(wanted, limits) {
-      const left = new Set(running);
+      const kept = keptFor(wanted);
+      const stays = new Set(kept.values());
       const claimed: Listener[] = [];
       const steps: Step[] = [];
       const rollback = (): void => {
@@ -77,13 +90,13 @@ export function createListeners(addresses: Addresses, owner: ListenerOwner): Lis
       };
       try {
         for (const spec of wanted) {
-          const old = keptFor(spec, left);
-          if (old) left.delete(old);
+          const old = kept.get(spec);
           const moved = running.find(({ gate }) => gate?.spec.name === spec.name);
           const gate = gateFor(spec, limits, (old ?? moved)?.gate);
           let listener = old;
           if (!listener) {
-            listener = createListener(await claim(spec), moved?.id ?? Symbol(spec.name), owner);
+            const id = moved && !stays.has(moved) ? moved.id : Symbol(spec.name);
+            listener = createListener(await claim(spec), id, owner);
             claimed.push(listener);
           }
           steps.push({ listener, gate });
@@ -95,6 +108,7 @@ export function createListeners(addresses: Addresses, owner: ListenerOwner): Lis
       return {
         rollback,
         commit() {
+          const left = new Set(running).difference(stays);
           running = steps.map(({ listener }) => listener);
           for (const { listener, gate } of steps) listener.open(gate);
           for (const listener of left) listener.release();

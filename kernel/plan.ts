@@ -115,8 +115,12 @@ function listenerChanges(old: ProxySpec, next: ProxySpec): ListenerChange[] {
     const label = isOwn ? "" : `listeners.${name} `;
     if (!before || !after) {
       const field = isOwn ? "port" : `listeners.${name}`;
-      // Another listener may have its address: then nobody's connection ends.
-      const isMoved = next.listeners.some(({ address }) => isDeepStrictEqual(address, before?.address));
+      // One by another name may take its address over: then nobody's connection ends.
+      const isMoved = next.listeners.some(
+        (each) =>
+          isDeepStrictEqual(each.address, before?.address) &&
+          !old.listeners.some((known) => known.name === each.name && isDeepStrictEqual(known.address, each.address)),
+      );
       const note = after || isMoved ? {} : { note: `${label || "its own port "}is closed with its connections` };
       return [{ fields: [field], late: [], ...note }];
     }

@@ -5,7 +5,7 @@ import { mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { before, suite, test, type TestContext } from "node:test";
-import { connect as connectTls, type ConnectionOptions } from "node:tls";
+import { connect as connectTls, type ConnectionOptions, type TLSSocket } from "node:tls";
 import { connectAsync } from "mqtt";
 import type { ConnectContext } from "../../kernel/plugin.ts";
 import { createAuthority, type Identity, issue } from "../helpers/certificates.ts";
@@ -57,6 +57,13 @@ async function isLetIn(port: number, identity: Identity | undefined, more: Conne
   }
 }
 
+/** To resume, by the tickets that have come so far. */
+function sessionOf({ socket }: RawClient): Buffer {
+  const session = (socket as TLSSocket).getSession();
+  assert.ok(session);
+  return session;
+}
+
 const connects = (gateway: ProbedGateway<"Connect">): ConnectContext[] =>
   gateway.probes.Connect.seen.map((ctx) => ctx as ConnectContext);
 
@@ -82,10 +89,10 @@ suite("a listener that requires client certificates", () => {
     const gateway = await startProbedGateway(t, proxy(), { Connect: {} });
     for (const maxVersion of ["TLSv1.2", "TLSv1.3"] as const) {
       const first = await open(gateway.port(), device, { maxVersion });
-      const [session] = (await once(first.socket, "session")) as [Buffer];
       await first.connect({ clientId: "first" });
+      const session = sessionOf(first);
       const second = await open(gateway.port(), device, { maxVersion, session });
-      assert.equal((second.socket as unknown as { isSessionReused(): boolean }).isSessionReused(), true);
+      assert.equal((second.socket as TLSSocket).isSessionReused(), true);
       await second.connect({ clientId: "second" });
       first.destroy();
       second.destroy();
@@ -164,8 +171,9 @@ test("usernameFrom: the certificate's name counts, not the CONNECT's, for filter
       'urn:a, DNS:admin "x"',
     ],
     ["san", await issue(ca, { cn: "x", altNames: [{ type: 7, ip: "192.0.2.1" }] }), "192.0.2.1"],
-    ["cn", await issue(ca, { cn: "a, CN=admin" }), "a, CN=admin"],
-    ["cn", await issue(ca, { cn: "Grüße/+#" }), "Grüße/+#"],
+    ["cn", await issue(ca, { cn: "Grüße" }), "Grüße"],
+    // With two common names it is not said which one counts.
+    ["cn", await issue(ca, { cn: "a, CN=admin" }), undefined],
     // Whoever has no name of this sort is not let in under one of its choice.
     ["cn", await issue(ca, { altNames: [{ type: 2, value: "a.example" }] }), undefined],
     ["san", await issue(ca, { cn: "x" }), undefined],
@@ -197,8 +205,8 @@ suite("a change of the authorities", () => {
     const gateway = await startProbedGateway(t, proxy(), {});
     await gateway.reload(documents(ca.cert));
     const client = await open(gateway.port(), device);
-    const [session] = (await once(client.socket, "session")) as [Buffer];
     await client.connect({ clientId: "stays" });
+    const session = sessionOf(client);
     assert.equal(await isLetIn(gateway.port(), stranger), false);
     const { plan, problems } = await gateway.reload(documents(strangers.cert));
     assert.deepEqual(problems, []);
