@@ -272,7 +272,7 @@ test("[MQTT-4.3.3-4] a subscriber's PUBREC with an error settles the delivery wi
   publisher.send(qos2("t", "a", 1));
   await complete(publisher, 1);
   const { messageId = 0 } = await subscriber.expect("publish");
-  subscriber.send({ cmd: "pubrec", messageId, reasonCode: 0x97 } as Packet);
+  subscriber.send({ cmd: "pubrec", messageId, reasonCode: 0x97 });
   assert.deepEqual(await subscriber.flush(), []);
   await subscriber.disconnect();
   const back = await stay(port(), "sub", 5);
