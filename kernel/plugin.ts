@@ -57,31 +57,36 @@ export interface SubscriptionOptions {
 /** Why a filter refuses. The camelCase names are MQTT 5's; the kernel maps them to what the client's version knows. */
 export type Reason =
   | "unspecifiedError"
-  | "implementationSpecificError"
-  | "protocolError"
   | "malformedPacket"
+  | "protocolError"
+  | "implementationSpecificError"
+  | "unsupportedProtocolVersion"
   | "clientIdentifierNotValid"
   | "badUserNameOrPassword"
   | "notAuthorized"
   | "serverUnavailable"
   | "serverBusy"
   | "banned"
+  | "serverShuttingDown"
+  | "badAuthenticationMethod"
+  | "keepAliveTimeout"
+  | "sessionTakenOver"
   | "topicFilterInvalid"
   | "topicNameInvalid"
-  | "packetTooLarge"
-  | "quotaExceeded"
-  | "payloadFormatInvalid"
-  | "connectionRateExceeded"
-  | "badAuthenticationMethod"
   | "packetIdentifierInUse"
   | "receiveMaximumExceeded"
+  | "topicAliasInvalid"
+  | "packetTooLarge"
   | "messageRateTooHigh"
+  | "quotaExceeded"
   | "administrativeAction"
+  | "payloadFormatInvalid"
   | "retainNotSupported"
   | "qosNotSupported"
   | "useAnotherServer"
   | "serverMoved"
   | "sharedSubscriptionsNotSupported"
+  | "connectionRateExceeded"
   | "maximumConnectTime"
   | "subscriptionIdentifiersNotSupported"
   | "wildcardSubscriptionsNotSupported";
@@ -127,18 +132,34 @@ export interface PublishPacket {
 
 export interface SubscribePacket {
   readonly packetId: number;
-  /** Setting `refused` answers 0x80 for this topic filter alone; `qos` may be lowered. */
-  readonly subscriptions: { readonly topicFilter: string; qos: QoS; refused: boolean }[];
+  readonly subscriptions: SubscriptionRequest[];
+  readonly userProperties?: UserProperties | undefined;
+}
+
+/** One topic filter of a SUBSCRIBE, and how the client wants to get what matches it: see {@link SubscriptionOptions}. */
+export interface SubscriptionRequest {
+  readonly topicFilter: string;
+  /** May be lowered. */
+  qos: QoS;
+  /** Set it to refuse this topic filter alone: a reason, which an MQTT 5 client is told, or true for `notAuthorized`. */
+  refused: boolean | Reason;
+  readonly noLocal?: boolean;
+  readonly retainAsPublished?: boolean;
+  readonly retainHandling?: 0 | 1 | 2;
 }
 
 export interface UnsubscribePacket {
   readonly packetId: number;
   readonly topicFilters: readonly string[];
+  readonly userProperties?: UserProperties | undefined;
 }
 
 export interface DisconnectPacket {
   /** False where the connection ended without a DISCONNECT: lost, timed out, taken over, removed or refused. */
   readonly graceful: boolean;
+  /** What the client's DISCONNECT said; 0 where it said nothing, and where there was none. */
+  readonly reasonCode?: number;
+  readonly userProperties?: UserProperties | undefined;
 }
 
 /** The remote party of one connection; the same object for all its packets. */
@@ -147,7 +168,7 @@ export interface Client {
   readonly username: string | undefined;
   /** The peer's IP address. */
   readonly address: string;
-  /** 3 = MQTT 3.1, 4 = MQTT 3.1.1. */
+  /** 3 = MQTT 3.1, 4 = MQTT 3.1.1, 5 = MQTT 5. */
   readonly protocolVersion: number;
   /** The client's TLS certificate, where one was asked for. */
   readonly certificate: X509Certificate | undefined;
@@ -167,13 +188,37 @@ interface ContextOf<T extends PacketType, P> {
   readonly signal: AbortSignal;
   /** A policy: discard the packet (Publish: acked and counted; Connect: refused; Subscribe: 0x80). */
   drop(): void;
-  /** A verdict that no retry can change (Connect: CONNACK 4 or 5; Publish: acked and counted; Subscribe: 0x80). */
-  reject(reason: Reason): void;
-  /** Close the connection without an ack (Connect: refuse with the reason). */
-  disconnect(reason: Reason): void;
+  /**
+   * A verdict that no retry can change. An MQTT 5 client finds the reason in the ack, and `text`, for people, where it
+   * wants that; before MQTT 5 a Connect gets CONNACK 2 to 5, a Publish is acked, a Subscribe gets 0x80.
+   */
+  reject(reason: Reason, text?: string): void;
+  /** Close the connection without an ack (Connect: refuse with the reason). An MQTT 5 client is told the reason. */
+  disconnect(reason: Reason, text?: string): void;
 }
 
-export type ConnectContext = ContextOf<"Connect", ConnectPacket>;
+/** MQTT 5's enhanced authentication: the client named a method in its CONNECT, or authenticates anew. */
+export interface Authentication {
+  readonly method: string;
+  readonly data: Buffer | undefined;
+  /** The client is connected, and this is no CONNECT: its outcome decides whether it stays. */
+  readonly reauth: boolean;
+  /**
+   * The filter knows the method and the client has passed. Where no filter says so, the client is refused with
+   * `badAuthenticationMethod`. @param data sent along with the success
+   */
+  accept(data?: Buffer): void;
+  /**
+   * Sends an AUTH packet and waits for the client's next one, whose data it answers. Rejects where the connection ends,
+   * or the client sends anything else. The pipeline's `timeout` bounds the wait.
+   */
+  challenge(data?: Buffer): Promise<Buffer | undefined>;
+}
+
+export interface ConnectContext extends ContextOf<"Connect", ConnectPacket> {
+  /** Undefined where the client named no authentication method. */
+  readonly auth?: Authentication | undefined;
+}
 export type PublishContext = ContextOf<"Publish", PublishPacket>;
 export type SubscribeContext = ContextOf<"Subscribe", SubscribePacket>;
 export type UnsubscribeContext = ContextOf<"Unsubscribe", UnsubscribePacket>;

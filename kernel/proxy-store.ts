@@ -505,6 +505,8 @@ export function createProxyStore(proxy: string, initial: StoreOptions, deps: Pro
       inbound: {
         has: (packetId) => session.inbound?.has(packetId) === true,
         add(packetId) {
+          // The session may have ended meanwhile.
+          if (sessions.get(session.clientId)?.session !== session) return;
           addInbound(session, packetId);
           return afterCommit(session, undefined);
         },

@@ -2,18 +2,23 @@
 import type { Socket } from "node:net";
 import { isDeepStrictEqual } from "node:util";
 import { createAdmission } from "./admission.ts";
-import { encodeConnack } from "./codec.ts";
+import type { Admitted, PeerDeps } from "./admitted.ts";
+import { type ConnackCode, encodeConnack, encodeConnackV5, type Refusal } from "./codec.ts";
 import { type CloseReason, Connection, type ConnectionOwner, pause } from "./connection.ts";
 import { messageOf, SluiceError } from "./errors.ts";
+import { createInboundWork } from "./inbound-work.ts";
 import { createTlsGate, type Listener, listen, type TlsGate } from "./listener.ts";
-import { Peer, type PeerDeps } from "./peer.ts";
-import { createPipeline, type Job, type Outcome, type Pipeline } from "./pipeline.ts";
-import type { Client, Clock, Logger, Message, Metrics, ProxyHandle, PublishOutcome } from "./plugin.ts";
+import type { Outcome } from "./outcome.ts";
+import { Peer } from "./peer.ts";
+import { createPipeline, type Job, type Pipeline } from "./pipeline.ts";
+import type { Clock, Logger, Message, Metrics, ProxyHandle, PublishOutcome, Reason } from "./plugin.ts";
 import { createProxyMetrics } from "./proxy-metrics.ts";
+import { firstError } from "./reasons.ts";
 import type { DrainSpec, ProxySpec } from "./spec.ts";
-import type { SessionHandle, Store } from "./store.ts";
+import type { Store } from "./store.ts";
 import { createThrottle } from "./throttle.ts";
 import { topicNameProblem } from "./topics.ts";
+import { createWills } from "./will.ts";
 
 export interface Proxy extends ProxyHandle {
   /** Of the bound listener: `mqtt://127.0.0.1:1883`. */
@@ -98,6 +103,8 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
   /** Runs that outlive their connection: wills and Disconnect pipelines. */
   let lastWords = 0;
   let quiet: (() => void) | undefined;
+  const wills = createWills(deps.clock);
+  const inboundWork = createInboundWork<Outcome>();
 
   const owner: ConnectionOwner = {
     get limits() {
@@ -106,11 +113,9 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
     onPacket(connection, packet) {
       meters.received(packet.cmd);
       const peer = peers.get(connection);
-      if (!peer) {
-        if (packet.cmd === "connect") admission.admit(connection, packet);
-        return;
-      }
-      peer.packet(packet);
+      if (peer) peer.packet(packet);
+      else if (packet.cmd === "connect") admission.admit(connection, packet);
+      else admission.packet(connection, packet);
     },
     onRefusal(connection, refusal) {
       meters.refusedBytes(refusal.code);
@@ -120,9 +125,10 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
           "Closed for a packet that is not allowed",
         ),
       );
-      if (refusal.connack !== undefined && !peers.has(connection))
-        connection.send(encodeConnack(refusal.connack, false));
-      connection.close(closeReasons[refusal.code] ?? "malformedPacket");
+      if (refusal.connack !== undefined && !peers.has(connection)) connection.send(connackOf(refusal.connack, refusal));
+      const reason = refusal.reason ?? refusalReasons[refusal.code];
+      const why = closeReasons[refusal.code] ?? "malformedPacket";
+      connection.close(why, { reason, text: refusal.message });
     },
     onFailure(connection, error) {
       throttle("failure", (suppressed) =>
@@ -137,18 +143,18 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
       if (reason !== undefined) meters.paused(reason);
     },
     onDrain: (connection) => peers.get(connection)?.drained(),
+    onDisconnect: () => meters.sent("disconnect"),
     onClosed(connection, why) {
       connections.delete(connection);
+      admission.closed(connection);
       meters.closed(why);
       const peer = peers.get(connection);
       if (!peer) return;
       peers.delete(connection);
-      if (byClientId.get(peer.client.id) === connection) byClientId.delete(peer.client.id);
-      log.debug({ clientId: peer.client.id, why }, "Disconnected");
-      lastWords++;
-      peer.closed(why, () => {
-        if (--lastWords === 0) quiet?.();
-      });
+      const { id } = peer.admitted.client;
+      if (byClientId.get(id) === connection) byClientId.delete(id);
+      log.debug({ clientId: id, why }, "Disconnected");
+      peer.closed(why);
     },
   };
 
@@ -158,8 +164,16 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
     },
     store,
     meters,
+    wills,
+    inboundWork,
     now,
     run,
+    outlive(speak) {
+      lastWords++;
+      speak(() => {
+        if (--lastWords === 0) quiet?.();
+      });
+    },
     storeFailed(clientId, error) {
       throttle("store", (suppressed) =>
         log.error({ clientId, error: messageOf(error), suppressed }, "The session store failed"),
@@ -168,7 +182,11 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
   };
 
   const admission = createAdmission(spec.connectionLimit, {
+    get spec() {
+      return spec;
+    },
     store,
+    sent: (cmd) => meters.sent(cmd),
     now,
     run,
     // A client may always take its own connection over, also where every place is taken.
@@ -184,13 +202,17 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
     },
   });
 
-  function admitted(connection: Connection, client: Client, handle: SessionHandle, will: Message | undefined): void {
-    const peer = new Peer(connection, client, handle, will, peerDeps);
+  function admitted(by: Admitted, connack: Buffer): void {
+    const { connection, client, handle, connect } = by;
+    const peer = new Peer(by, peerDeps);
     peers.set(connection, peer);
     byClientId.set(client.id, connection);
     meters.accepted();
     log.debug({ clientId: client.id, address: client.address, present: handle.present }, "Connected");
-    connection.send(encodeConnack(0, handle.present));
+    if (!handle.present) inboundWork.forget(client.id);
+    connection.send(connack);
+    connection.protocolVersion = connect.protocolVersion;
+    wills.back(client.id, handle.present);
     peer.attach();
     connection.resume(pause.auth);
   }
@@ -266,7 +288,11 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
     },
     sessions: {
       query: async () => await store.query(),
-      remove: async (clientId) => await store.remove(clientId),
+      async remove(clientId) {
+        const removed = await store.remove(clientId);
+        wills.ended(clientId);
+        return removed;
+      },
     },
     status: () => ({
       address: listener && hostAndPort(listener.address.address, listener.address.port),
@@ -278,8 +304,10 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
     orphan(pipeline) {
       pipelineOf = pipeline;
     },
-    async stop({ timeoutMs, rate }) {
+    async stop({ timeoutMs, rate, serverReference }) {
       stopping = true;
+      const farewell =
+        serverReference === undefined ? undefined : ({ reason: "useAnotherServer", serverReference } as const);
       await listener?.close();
       const until = performance.now() + timeoutMs;
       const staying = new Set(connections);
@@ -296,7 +324,7 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
         }
         for (const connection of leaving) {
           if (connection.working > 0) continue;
-          connection.close("shutdown");
+          connection.close("shutdown", farewell);
           leaving.delete(connection);
         }
         if (leaving.size + staying.size === 0) break;
@@ -306,8 +334,9 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
         ({ socket }) =>
           new Promise<void>((resolve) => (socket.destroyed ? resolve() : socket.once("close", () => resolve()))),
       );
-      for (const connection of connections) connection.close("shutdown");
+      for (const connection of connections) connection.close("shutdown", farewell);
       await Promise.all(closed);
+      wills.close();
       if (lastWords > 0) await new Promise<void>((resolve) => (quiet = resolve));
       ended.abort();
     },
@@ -320,6 +349,19 @@ const pauseReasons = new Map<number, string>([
   [pause.limit, "limit"],
   [pause.output, "output"],
 ]);
+
+/** The CONNACK to CONNECTs that can't be read. */
+function connackOf(code: number, { message }: Refusal): Buffer {
+  if (code < firstError) return encodeConnack(code as ConnackCode, false);
+  return encodeConnackV5({ reasonCode: code, sessionPresent: false, reasonString: message });
+}
+
+const refusalReasons: Record<Refusal["code"], Reason> = {
+  MALFORMED_PACKET: "malformedPacket",
+  PACKET_TOO_LARGE: "packetTooLarge",
+  PROTOCOL_ERROR: "protocolError",
+  UNSUPPORTED_VERSION: "unsupportedProtocolVersion",
+};
 
 const closeReasons: Record<string, CloseReason> = {
   MALFORMED_PACKET: "malformedPacket",

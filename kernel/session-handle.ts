@@ -124,9 +124,8 @@ export function createHandle(session: Session, owner: HandleOwner): MemoryHandle
     },
     inbound: {
       has: (packetId) => open && owner.inbound.has(packetId),
-      add(packetId) {
-        if (open) return owner.inbound.add(packetId);
-      },
+      // Also late: a pipeline may take longer than the connection lasts.
+      add: (packetId) => owner.inbound.add(packetId),
       delete(packetId) {
         if (open) return owner.inbound.delete(packetId);
       },

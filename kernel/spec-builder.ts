@@ -36,6 +36,13 @@ export function toProxySpec(entry: Entry, certificate: readonly CertificatePair[
     maxInWork: options.maxInWork,
     maxInWorkBytes: options.maxInWorkBytes,
     maxInflight: options.maxInflight,
+    maxQos: options.maxQos,
+    maxSessionExpiry: options.maxSessionExpiry,
+    maxKeepAlive: options.maxKeepAlive,
+    topicAliasMaximum: options.topicAliasMaximum,
+    checkPayloadFormat: options.checkPayloadFormat,
+    v5FaultAck: options.v5FaultAck,
+    responseInformation: options.responseInformation,
     queue: options.queue,
     retained: options.retained,
     connectTimeoutMs: options.connectTimeout * 1000,
@@ -65,7 +72,7 @@ function codeOf(filter: FilterEntry): FilterKind {
 interface GatewayOptions {
   readonly log: { readonly level: string };
   readonly plugins: { readonly dirs: readonly string[] };
-  readonly drain: { readonly timeout: number; readonly rate: number };
+  readonly drain: { readonly timeout: number; readonly rate: number; readonly serverReference?: string };
   readonly history: number;
   readonly hints: readonly string[];
 }
@@ -76,7 +83,11 @@ export function toGatewaySpec(options: Readonly<Record<string, unknown>> | undef
   return {
     log: { level: log?.level ?? "info" },
     plugins: { dirs: (plugins?.dirs ?? []).map((dir) => resolve(folder, dir)) },
-    drain: { timeoutMs: (drain?.timeout ?? 10) * 1000, rate: drain?.rate ?? 1000 },
+    drain: {
+      timeoutMs: (drain?.timeout ?? 10) * 1000,
+      rate: drain?.rate ?? 1000,
+      serverReference: drain?.serverReference,
+    },
     history: history ?? 20,
     hints: hints ?? [],
   };

@@ -1,5 +1,5 @@
-/** The config's documents once validated: what the gateway is built from. Types only. */
-import type { ConfigDocument, FilterKind, PacketType, ServiceKind } from "./plugin.ts";
+/** The config's documents once validated: what the gateway is built from. */
+import type { ConfigDocument, FilterKind, PacketType, QoS, ServiceKind } from "./plugin.ts";
 import type { QueueLimits } from "./store.ts";
 
 /** Windows of `timePeriod` seconds; 0 = no limit of that sort. A cost may overshoot and is paid back by later windows. */
@@ -41,8 +41,22 @@ export interface ProxySpec {
   readonly maxInWork: number;
   /** Their bytes, likewise. */
   readonly maxInWorkBytes: number;
-  /** QoS 1 deliveries a client may leave unacknowledged before more are sent. */
+  /** QoS 1 and 2 deliveries a client may leave unacknowledged before more are sent. */
   readonly maxInflight: number;
+  /** The highest QoS that is taken from clients and granted to them. */
+  readonly maxQos: QoS;
+  /** Seconds that a session may outlive its connection; 0xFFFFFFFF = for ever. */
+  readonly maxSessionExpiry: number;
+  /** Seconds; MQTT 5 clients that ask for none, or a longer one, are told this one. 0 = whatever they ask for. */
+  readonly maxKeepAlive: number;
+  /** MQTT 5 topic aliases of one connection, in each direction. */
+  readonly topicAliasMaximum: number;
+  /** Refuse payloads that are not UTF-8 where their format indicator says so. */
+  readonly checkPayloadFormat: boolean;
+  /** What an MQTT 5 client gets for a PUBLISH that met a fault: nothing, or an ack with a reason code. */
+  readonly v5FaultAck: "none" | "reasonCode";
+  /** Told to MQTT 5 clients that ask for it. */
+  readonly responseInformation: string | undefined;
   /** A session's bound, and that of all of them. */
   readonly queue: QueueLimits;
   /** The bound of the retained messages; 0 = none are kept. */
@@ -90,6 +104,8 @@ export interface DrainSpec {
   readonly timeoutMs: number;
   /** Clients closed a second, so that they don't all come back, here or to another node, at one moment; 0 = all at once. */
   readonly rate: number;
+  /** Where MQTT 5 clients are sent. */
+  readonly serverReference?: string | undefined;
 }
 
 export interface GatewaySpec {
@@ -113,4 +129,9 @@ export interface Spec {
   readonly services: readonly ServiceSpec[];
   /** Every document with defaults applied and secrets replaced by `***`, for showing. */
   readonly documents: readonly ConfigDocument[];
+}
+
+/** Are retained messages kept? In a proxy without brokerMode the flag is the pipeline's to judge. */
+export function retainAvailable({ brokerMode, retained }: ProxySpec): boolean {
+  return !brokerMode || retained.maxMessages > 0;
 }

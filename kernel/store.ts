@@ -165,7 +165,11 @@ export interface SessionHandle {
   /** The ids of QoS 2 messages from the client between PUBLISH and PUBREL. They live as long as the session. */
   readonly inbound: {
     has(packetId: number): boolean;
-    /** Durable once it answers, before the PUBREC. With a message that is stored, give {@link PublishOptions.packetId}. */
+    /**
+     * Durable once it answers, before the PUBREC. With a message that is stored, give {@link PublishOptions.packetId}.
+     * It works after `onLost` and `close` too, as long as there is the session: the pipeline may take longer than the
+     * connection lasts, and the client sends the message again on its next one.
+     */
     add(packetId: number): Awaitable<void>;
     /** Durable once it answers, before the PUBCOMP: the client may use the id anew after that. */
     delete(packetId: number): Awaitable<void>;
