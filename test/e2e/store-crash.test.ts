@@ -2,6 +2,8 @@
 import { test } from "node:test";
 import { assertNothingLost, crashAgainAndAgain } from "../helpers/store-crash.ts";
 
-test("kill -9 under load and a restart, 3 times: every acknowledged QoS 1 message reaches its persistent subscribers", async () => {
-  assertNothingLost(await crashAgainAndAgain(3, 1), 1500);
-});
+for (const qos of [1, 2] as const) {
+  test(`kill -9 under load and a restart, 3 times: every acknowledged QoS ${qos} message reaches its persistent subscribers`, async () => {
+    assertNothingLost(await crashAgainAndAgain(3, qos), 1500);
+  });
+}

@@ -207,15 +207,17 @@ test("QoS 2 is not sent before it is written; QoS 1 is, and its publisher waits"
   let acked = false;
   const one = Promise.resolve(store.publish(message("one", 1))).then(() => (acked = true));
   assert.deepEqual(sub.payloads(), ["one"]);
-  const two = store.publish(message("two", 2));
+  const two = store.publish(message("two", 2), { from: "s", inbound: { handle: sub.handle, packetId: 7 } });
   await turn();
   await turn();
+  assert.equal(sub.handle.inbound.has(7), false, "a repeat must not be answered before it is written");
   assert.deepEqual(sub.payloads(), ["one"]);
   assert.equal(acked, false);
   gate.resolve();
   await one;
   await two;
   assert.deepEqual(sub.payloads(), ["one", "two"]);
+  assert.equal(sub.handle.inbound.has(7), true);
   const written = [...journal.contents].filter(([key]) => key.includes("\0q\0")).map(([, value]) => value.toString());
   assert.ok(
     written.every((record) => (JSON.parse(record) as { packetId: number }).packetId > 0),
