@@ -8,7 +8,15 @@ import { createRetained } from "./retained.ts";
 import { costOf, type Entry, type KeptMessage, neverExpires, Session } from "./session.ts";
 import { createHandle, type MemoryHandle } from "./session-handle.ts";
 import { createSharedSubscription, type SharedSubscription } from "./shared-subscription.ts";
-import type { Acquisition, Awaitable, ProxyStore, PublishOptions, Receipt, StoreOptions } from "./store.ts";
+import type {
+  Acquisition,
+  Awaitable,
+  ProxyStore,
+  PublishOptions,
+  Receipt,
+  SessionHandle,
+  StoreOptions,
+} from "./store.ts";
 import { createTopicIndex, parseShared, type Subscriber } from "./topics.ts";
 
 /** Sessions that nobody is connected to; a CONNECT that would add one beyond is refused. */
@@ -88,6 +96,7 @@ export function createProxyStore(proxy: string, initial: StoreOptions, deps: Pro
     },
     lost,
   };
+  const byHandle = new WeakMap<SessionHandle, Session>();
   let absent = 0;
   let subscriptions = 0;
   let messageSeq = state?.messageSeq ?? 0;
@@ -252,7 +261,7 @@ export function createProxyStore(proxy: string, initial: StoreOptions, deps: Pro
   function publish(message: Message, o: PublishOptions, until = 0): Awaitable<PublishOutcome> {
     deps.check();
     const hits = index.match(message.topic);
-    if (hits.length === 0 && !message.retain && o.packetId === undefined) return nobody;
+    if (hits.length === 0 && !message.retain && o.inbound === undefined) return nobody;
     const targets = targetsOf(hits, o.from);
     if (message.qos > 0 && (targets.length > 0 || message.retain)) {
       const held = crowded(targets, message, o, until);
@@ -277,14 +286,15 @@ export function createProxyStore(proxy: string, initial: StoreOptions, deps: Pro
   function store(
     message: Message,
     targets: readonly Target[],
-    { from, packetId, receipts }: PublishOptions,
+    { from, inbound, receipts }: PublishOptions,
     retain: boolean,
   ): Awaitable<PublishOutcome> {
     if (message.qos === 0 && bytes + costOf(message) > options.queue.maxTotalBytes) {
       options.onDropped("store_full", Math.max(1, targets.length));
       return { matched: targets.length, connected: 0, durable: true };
     }
-    const session = packetId === undefined || from === undefined ? undefined : sessions.get(from)?.session;
+    const session = inbound && sessionOf(inbound.handle);
+    const packetId = inbound?.packetId ?? 0;
     const lasts =
       ledger !== undefined &&
       message.qos > 0 &&
@@ -294,7 +304,7 @@ export function createProxyStore(proxy: string, initial: StoreOptions, deps: Pro
     if (lasts) ledger.check();
     const kept = keep(message, from);
     if (retain && !retained.set(kept)) options.onDropped("retained_full", 1);
-    if (session && packetId !== undefined) addInbound(session, packetId);
+    if (session) addInbound(session, packetId);
     const given: Entry[] = [];
     let connected = 0;
     for (const target of targets) {
@@ -304,13 +314,19 @@ export function createProxyStore(proxy: string, initial: StoreOptions, deps: Pro
     }
     const outcome = { matched: targets.length, connected, durable: true };
     const safe = lasts ? ledger.commit() : undefined;
-    if (!safe) return outcome;
+    if (!safe) {
+      if (session) session.unsafeInbound?.delete(packetId);
+      return outcome;
+    }
     return safe.then(
-      () => outcome,
+      () => {
+        if (session) session.unsafeInbound?.delete(packetId);
+        return outcome;
+      },
       (error: unknown) => {
         // Its publisher sends it again: who has not got it yet, need not get it twice.
         for (const [at, { key }] of targets.entries()) withdraw(key.session, given[at]);
-        if (session && packetId !== undefined) deleteInbound(session, packetId);
+        if (session) deleteInbound(session, packetId);
         throw error;
       },
     );
@@ -322,12 +338,21 @@ export function createProxyStore(proxy: string, initial: StoreOptions, deps: Pro
     if (entry.recorded) ledger?.forgetDelivery(session, entry);
   }
 
+  /** Undefined where it has ended. */
+  function sessionOf(handle: SessionHandle): Session | undefined {
+    const session = byHandle.get(handle);
+    return session && sessions.get(session.clientId)?.session === session ? session : undefined;
+  }
+
   function addInbound(session: Session, packetId: number): void {
     (session.inbound ??= new Set()).add(packetId);
-    if (persists(session)) ledger?.inbound(session, packetId);
+    if (!persists(session)) return;
+    ledger?.inbound(session, packetId);
+    (session.unsafeInbound ??= new Set()).add(packetId);
   }
 
   function deleteInbound(session: Session, packetId: number): void {
+    session.unsafeInbound?.delete(packetId);
     if (session.inbound?.delete(packetId) && persists(session)) ledger?.forgetInbound(session, packetId);
   }
 
@@ -503,12 +528,13 @@ export function createProxyStore(proxy: string, initial: StoreOptions, deps: Pro
         return last;
       },
       inbound: {
-        has: (packetId) => session.inbound?.has(packetId) === true,
+        has: (packetId) => session.inbound?.has(packetId) === true && session.unsafeInbound?.has(packetId) !== true,
         add(packetId) {
-          // The session may have ended meanwhile.
-          if (sessions.get(session.clientId)?.session !== session) return;
+          if (!sessionOf(handle)) return;
           addInbound(session, packetId);
-          return afterCommit(session, undefined);
+          const safe = afterCommit(session, undefined);
+          if (safe) return safe.then(() => void session.unsafeInbound?.delete(packetId));
+          session.unsafeInbound?.delete(packetId);
         },
         delete(packetId) {
           deleteInbound(session, packetId);
@@ -540,6 +566,7 @@ export function createProxyStore(proxy: string, initial: StoreOptions, deps: Pro
         onLost(why);
       },
     });
+    byHandle.set(handle, session);
     return handle;
   }
 

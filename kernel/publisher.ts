@@ -185,9 +185,10 @@ export class Publisher {
     const { topic, payload, qos, retain, properties } = packet;
     const invalid = topic === published ? undefined : topicNameProblem(topic);
     if (invalid) throw new SluiceError("TOPIC_INVALID", `a filter left a topic that is not valid: ${invalid}`);
-    const packetId = under?.qos === 2 ? under.packetId : undefined;
+    const { client, handle } = this.admitted;
+    const inbound = under?.qos === 2 ? { handle, packetId: under.packetId } : undefined;
     const message = { topic, payload, qos, retain, properties };
-    const stored = this.deps.store.publish(message, { from: this.admitted.client.id, packetId });
+    const stored = this.deps.store.publish(message, { from: client.id, inbound });
     if (stored instanceof Promise) return this.noteMatched(stored, under);
     if (under) under.matched = stored.matched;
   }

@@ -62,6 +62,8 @@ export class Session {
   readonly inflight = new Set<Entry>();
   /** Of QoS 2 messages that the client sends. */
   inbound: Set<number> | undefined;
+  /** Those of them that are not durable yet: they don't count. */
+  unsafeInbound: Set<number> | undefined;
   private readonly owner: SessionOwner;
   /** Of entries queued and in flight. */
   private packetIds: Set<number> | undefined;
