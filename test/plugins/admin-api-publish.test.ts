@@ -54,6 +54,7 @@ test("absent fields have Easegress' defaults; distributed and unknown fields don
   assert.deepEqual(seen, [
     ["a", 0, ""],
     ["a", 0, ""],
+    ["a", 2, ""],
     ["a", 0, ""],
     ["a", 1, "x"],
   ]);
