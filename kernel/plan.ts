@@ -7,6 +7,10 @@ import type { FilterSpec, PipelineSpec, ProxySpec, Spec } from "./spec.ts";
 const forNewConnections = [
   "maxPacketBytes",
   "maxInflight",
+  "maxSessionExpiry",
+  "maxKeepAlive",
+  "topicAliasMaximum",
+  "responseInformation",
   "connectTimeoutMs",
   "useTLS",
   "certificate",

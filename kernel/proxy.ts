@@ -12,6 +12,7 @@ import type { Outcome } from "./outcome.ts";
 import { Peer } from "./peer.ts";
 import { createPipeline, type Job, type Pipeline } from "./pipeline.ts";
 import type { Clock, Logger, Message, Metrics, ProxyHandle, PublishOutcome, Reason } from "./plugin.ts";
+import { propertiesProblem } from "./properties.ts";
 import { createProxyMetrics } from "./proxy-metrics.ts";
 import { firstError } from "./reasons.ts";
 import type { DrainSpec, ProxySpec } from "./spec.ts";
@@ -23,7 +24,7 @@ import { createWills } from "./will.ts";
 export interface Proxy extends ProxyHandle {
   /** Of the bound listener: `mqtt://127.0.0.1:1883`. */
   readonly url: string;
-  /** @throws SluiceError TOPIC_INVALID, QUEUE_FULL, STORE_CLOSED */
+  /** @throws SluiceError TOPIC_INVALID, PROPERTIES_INVALID, QUEUE_FULL, STORE_CLOSED */
   publish(message: Message): Promise<PublishOutcome>;
   /**
    * Does all of a change that can fail: binds where the address is new, checks what TLS needs. The first call is the start.
@@ -283,6 +284,8 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
     async publish(message) {
       const invalid = topicNameProblem(message.topic);
       if (invalid) throw new SluiceError("TOPIC_INVALID", `the topic is not valid: ${invalid}`);
+      const unfit = message.properties && propertiesProblem(message.properties);
+      if (unfit) throw new SluiceError("PROPERTIES_INVALID", `the properties can't be sent: ${unfit}`);
       meters.messageIn();
       return await store.publish(message);
     },

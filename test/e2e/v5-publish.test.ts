@@ -151,6 +151,36 @@ test("a filter may replace the properties", async (t) => {
   assert.deepEqual((await subscriber.expect("publish")).properties, { contentType: "application/json" });
 });
 
+test("properties of a filter that can't be sent are its fault, and nobody else's", async (t) => {
+  const { port, probes } = await startProbedGateway(t, { brokerMode: true, faultGrace: 0 }, { Publish: {} });
+  const subscriber = await connect(port(), "sub");
+  await subscriber.subscribe("t", 1);
+  const wrong: unknown[] = [
+    { payloadFormat: 2 },
+    { messageExpiry: -1 },
+    { contentType: 7 },
+    { contentType: "\uD800" },
+    { contentType: "x".repeat(65_536) },
+    { responseTopic: "a/#" },
+    { correlationData: "text" },
+    { userProperties: { a: "b" } },
+    { userProperties: [["a"]] },
+    { userProperties: [["a", "\0"]] },
+  ];
+  for (const properties of wrong) {
+    probes.Publish.handle = (ctx) => {
+      if (ctx.type === "Publish" && ctx.client.id === "bad") ctx.packet.properties = properties as object;
+    };
+    const bad = await connect(port(), "bad");
+    bad.send(publish("t", "x", { qos: 1, messageId: 1 }));
+    assert.equal((await bad.expectLast("disconnect")).reasonCode, 0x83, JSON.stringify(properties).slice(0, 50));
+  }
+  const good = await connect(port(), "good");
+  await good.publish("t", "fine");
+  assert.equal((await subscriber.expect("publish")).payload.toString(), "fine");
+  assert.deepEqual(await subscriber.flush(), []);
+});
+
 test("[MQTT-3.3.2-5] [MQTT-3.3.2-6] the message expiry is passed on less the wait, and ends the message", async (t) => {
   const { port, metric } = await startProbedGateway(t, { brokerMode: true });
   const absent = await connect(port(), "sub", { sessionExpiryInterval: 100 });
