@@ -23,13 +23,8 @@ export function publishRoutes(host: Host, maxBodyBytes: number): Route[] {
         const base64 = read(body, "base64", "boolean") ?? false;
         // `distributed`, by which Easegress' nodes tell each other to deliver locally, and unknown fields are ignored.
         if (!Number.isInteger(qos)) throw problem(400, `${invalidJson}: qos must be an integer`);
-        if (qos !== 0 && qos !== 1) {
-          throw problem(
-            400,
-            qos === 2
-              ? "qos 2 is not supported yet: choose 0 or 1"
-              : "qos of MQTT is 0, 1, 2, and choose 1 for most cases",
-          );
+        if (qos !== 0 && qos !== 1 && qos !== 2) {
+          throw problem(400, "qos of MQTT is 0, 1, 2, and choose 1 for most cases");
         }
         if (read(body, "retain", "boolean")) {
           throw problem(400, "retained messages are not supported yet: leave retain out, or make it false");

@@ -10,7 +10,7 @@ Send a message to the clients that are subscribed to a topic of a proxy. Without
 to its end, from standard input; binary data arrives as it is.
 
 Options:
-  -q, --qos 0|1       quality of service (default 0)
+  -q, --qos 0|1|2     quality of service (default 0)
   -f, --file FILE     the payload is FILE's content ("-": standard input)
   --base64            the payload given is base64: send what it stands for
 ${apiHelp}
@@ -45,7 +45,7 @@ export default defineCommand("send a message to a proxy's subscribers", help, as
   if (given !== undefined && values.file !== undefined) {
     throw failure(exit.usage, "sluice publish takes a payload or --file, not both.");
   }
-  if (values.qos !== "0" && values.qos !== "1") throw failure(exit.usage, `--qos must be 0 or 1, not "${values.qos}".`);
+  if (!/^[012]$/.test(values.qos)) throw failure(exit.usage, `--qos must be 0, 1 or 2, not "${values.qos}".`);
 
   const api = openApi(values.api, io);
   const payload =
