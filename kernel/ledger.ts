@@ -11,8 +11,7 @@ import type { Entry, KeptMessage, Session } from "./session.ts";
 export const format = "1";
 
 export interface Ledger {
-  /** @param absentSince milliseconds since the epoch; 0 = its client is connected */
-  session(session: Session, o: { absentSince: number; username: string | undefined }): void;
+  session(session: Session, o: Omit<SessionRecord, "expirySec">): void;
   /** With its subscriptions and inbound ids; its deliveries are forgotten one by one. */
   forgetSession(session: Session): void;
   subscription(session: Session, topicFilter: string, options: SubscriptionOptions): void;
@@ -46,8 +45,8 @@ export function createLedger(proxy: string, writer: JournalWriter): Ledger {
   }
 
   return {
-    session({ clientId, expirySec }, { absentSince, username }) {
-      const record: SessionRecord = { expirySec, absentSince, username };
+    session({ clientId, expirySec }, { absentSince, connectedAt, username }) {
+      const record: SessionRecord = { expirySec, absentSince, connectedAt, username };
       writer.put(keyOf("s", clientId), json(record), false);
     },
     forgetSession({ clientId, subscriptions, inbound }) {
@@ -99,9 +98,12 @@ export function createLedger(proxy: string, writer: JournalWriter): Ledger {
   };
 }
 
+/** Times in milliseconds since the epoch. */
 interface SessionRecord {
   readonly expirySec: number;
+  /** 0 = its client is connected. */
   readonly absentSince: number;
+  readonly connectedAt: number;
   readonly username: string | undefined;
 }
 

@@ -451,13 +451,14 @@ export function createProxyStore(proxy: string, initial: StoreOptions, deps: Pro
     for (const entry of session.extract(({ qos }) => qos === 0)) lost(session, entry, "qos0_offline");
     passOn(held, ({ handle }) => handle !== undefined);
     if (awaited > 0) for (const entry of session.entries()) tell(held, entry, "queued");
-    isAway(held, now());
+    const since = now();
+    record(held, since);
+    isAway(held, since);
   }
 
   function isAway(held: Held, since: number): void {
     const { session } = held;
     absent++;
-    record(held, since);
     if (session.expirySec === neverExpires) return;
     held.expiresAt = since + session.expirySec * 1000;
     expiries.add(held.expiresAt, held.expire);
@@ -467,7 +468,8 @@ export function createProxyStore(proxy: string, initial: StoreOptions, deps: Pro
   function record(held: Held, absentSince: number): void {
     if (!ledger || (held.session.expirySec === 0 && !held.recorded)) return;
     held.recorded = true;
-    ledger.session(held.session, { absentSince, username: held.info.username });
+    const { connectedAt, info } = held;
+    ledger.session(held.session, { absentSince, connectedAt, username: info.username });
   }
 
   /** The client of an absent session is here, or never comes. */
@@ -577,18 +579,21 @@ export function createProxyStore(proxy: string, initial: StoreOptions, deps: Pro
       hold(message);
       retained.restore(message);
     }
-    for (const { clientId, expirySec, absentSince, username, ...had } of found) {
+    for (const { clientId, expirySec, absentSince, connectedAt, username, ...had } of found) {
       const held = createHeld({ clientId, expirySec, info: { username, address: "" } });
       const { session } = held;
       held.recorded = true;
+      held.connectedAt = connectedAt;
       sessions.set(clientId, held);
       session.inbound = had.inbound.size > 0 ? had.inbound : undefined;
       for (const [topicFilter, wanted] of had.subscriptions) subscribe(held, topicFilter, wanted);
       session.restore(had.entries);
       entries += had.entries.length;
       for (const { message } of had.entries) hold(message);
+      const since = absentSince === 0 ? now() : absentSince;
+      if (absentSince === 0) record(held, since);
       if (expirySec === 0) forget(held);
-      else isAway(held, absentSince === 0 ? now() : absentSince);
+      else isAway(held, since);
     }
   }
 
