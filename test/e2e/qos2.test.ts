@@ -279,6 +279,24 @@ test("[MQTT-4.3.3-4] a subscriber's PUBREC with an error settles the delivery wi
   assert.deepEqual(await back.flush(), []);
 });
 
+test("[MQTT-4.3.3-7] [MQTT-4.3.3-13] an expiry ends no exchange that has begun, in either direction", async (t) => {
+  const { port } = await startProbedGateway(t, { brokerMode: true });
+  const subscriber = await stay(port(), "sub", 5);
+  await subscriber.subscribe("t", 2);
+  const publisher = await stay(port(), "pub", 5);
+  publisher.send({ ...qos2("t", "x", 1), properties: { messageExpiryInterval: 1 } } as Packet);
+  await publisher.expect("pubrec");
+  const { messageId } = await subscriber.expect("publish");
+  subscriber.destroy();
+  await subscriber.closed;
+  await sleep(1200);
+  publisher.send({ cmd: "pubrel", messageId: 1 });
+  assert.equal((await publisher.expect("pubcomp")).reasonCode, 0);
+  const back = await stay(port(), "sub", 5);
+  const again = await back.expect("publish");
+  assert.deepEqual([again.messageId, again.dup], [messageId, true]);
+});
+
 /** Hands `limit` packets to `handle`, then drops the connection; before that if `done` says so. */
 async function talk(
   client: RawClient,

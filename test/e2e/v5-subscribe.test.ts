@@ -211,3 +211,35 @@ test("[MQTT-4.8.2-1] [MQTT-4.8.2-3] a shared subscription: each message to one m
     "in turn",
   );
 });
+
+test("[MQTT-4.8.2-6] what a member refuses is sent to no other", async (t) => {
+  const { port } = await startProbedGateway(t, { brokerMode: true });
+  const members = await Promise.all(["a", "b"].map((id) => connect(port(), id)));
+  for (const member of members) await subscribe(member, [{ topic: "$share/g/t", qos: 1 }]);
+  const publisher = await connect(port(), "pub");
+  await publisher.publish("t", "unwanted");
+  const got = await Promise.all(members.map((member) => member.flush()));
+  const chosen = got.findIndex((packets) => packets.length === 1);
+  const [delivery] = got[chosen] ?? [];
+  members[chosen]?.send({ cmd: "puback", messageId: delivery?.messageId ?? 0, reasonCode: 0x83 });
+  await members[chosen]?.flush();
+  await members[chosen]?.disconnect();
+  assert.deepEqual(await flush(members[1 - chosen] as RawClient), []);
+});
+
+test("[MQTT-3.10.4-3] UNSUBSCRIBE leaves what has been sent: it comes again on the next connection", async (t) => {
+  const { port } = await startProbedGateway(t, { brokerMode: true });
+  const options = { clean: false, properties: { sessionExpiryInterval: 100 } };
+  const client = await connectRaw(port(), "c", options, { protocolVersion: 5 });
+  await client.subscribe("t", 1);
+  const publisher = await connect(port(), "pub");
+  await publisher.publish("t", "begun");
+  await client.expect("publish");
+  client.send({ cmd: "unsubscribe", messageId: 1, unsubscriptions: ["t"] });
+  await client.expect("unsuback");
+  await publisher.publish("t", "too late");
+  client.destroy();
+  await client.closed;
+  const back = await connectRaw(port(), "c", options, { protocolVersion: 5 });
+  assert.deepEqual(await flush(back), ["begun"]);
+});

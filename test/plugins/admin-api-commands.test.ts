@@ -153,7 +153,7 @@ test("wrong usage is exit code 2 and sends nothing", async (t) => {
     [publish, []],
     [publish, ["mqttproxy"]],
     [publish, ["mqttproxy", "a", "two", "words"]],
-    [publish, ["mqttproxy", "a", "x", "-q", "2"]],
+    [publish, ["mqttproxy", "a", "x", "-q", "3"]],
     [publish, ["mqttproxy", "a", "x", "--file", "y"]],
     [publish, ["mqttproxy", "a", "--file", "/nonexistent/file"]],
     [publish, ["mqttproxy", "a", "x", "--unknown"]],
