@@ -2,7 +2,7 @@
 import type { Target } from "./audience.ts";
 import type { Ledger } from "./ledger.ts";
 import type { Message, MessageProperties } from "./plugin.ts";
-import { costOf, type Entry, type KeptMessage, type Session } from "./session.ts";
+import type { Entry, KeptMessage, Session } from "./session.ts";
 import type { PublishOptions, Receipt } from "./store.ts";
 
 export interface Deliveries {
@@ -10,8 +10,8 @@ export interface Deliveries {
   readonly count: number;
   /** Of messages that are held, each once. */
   readonly bytes: number;
-  /** Takes a message in; nobody holds it yet. @param from the publishing client */
-  keep(message: Message, from: string | undefined): KeptMessage;
+  /** Takes a message in; nobody holds it yet. @param from the publishing client @param bytes what it costs */
+  keep(message: Message, from: string | undefined, bytes: number): KeptMessage;
   hold(message: KeptMessage): void;
   letGo(message: KeptMessage): void;
   /** To one session: sent at once, queued, or lost. */
@@ -45,11 +45,11 @@ export function createDeliveries(owner: DeliveriesOwner, last: { messageSeq: num
   let awaited = 0;
 
   function hold(message: KeptMessage): void {
-    if (message.holders++ === 0) bytes += costOf(message);
+    if (message.holders++ === 0) bytes += message.bytes;
   }
 
   function letGo(message: KeptMessage): void {
-    if (--message.holders === 0) bytes -= costOf(message);
+    if (--message.holders === 0) bytes -= message.bytes;
   }
 
   function tell(session: Session, entry: Entry, outcome: Receipt): void {
@@ -73,7 +73,7 @@ export function createDeliveries(owner: DeliveriesOwner, last: { messageSeq: num
     free(session, entry);
   }
 
-  function keep(message: Message, from: string | undefined): KeptMessage {
+  function keep(message: Message, from: string | undefined, cost: number): KeptMessage {
     const { topic, payload, qos, retain, properties } = message;
     const expiry = properties?.messageExpiry;
     return {
@@ -86,6 +86,7 @@ export function createDeliveries(owner: DeliveriesOwner, last: { messageSeq: num
       from,
       frames: undefined,
       seq: ++messageSeq,
+      bytes: cost,
       holders: 0,
       records: 0,
     };

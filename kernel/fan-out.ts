@@ -59,9 +59,9 @@ export function createFanOut(deps: FanOutDeps): FanOut {
    * Above QoS 0, before anybody gets it: whom to wait for; undefined = everybody has room.
    * @throws SluiceError QUEUE_FULL
    */
-  function crowded(targets: readonly Target[], message: Message, o: PublishOptions, until: number): Held | undefined {
+  function crowded(targets: readonly Target[], bytes: number, o: PublishOptions, until: number): Held | undefined {
     const { queue } = deps.options;
-    if (deliveries.bytes + costOf(message) > queue.maxTotalBytes) {
+    if (deliveries.bytes + bytes > queue.maxTotalBytes) {
       throw new SluiceError(
         "QUEUE_FULL",
         `the sessions of ${proxy} hold ${deliveries.bytes} bytes, as much as queue.maxTotalBytes allows; the message was not accepted`,
@@ -72,7 +72,7 @@ export function createFanOut(deps: FanOutDeps): FanOut {
       const waits = keepsUp(held);
       // A client that publishes to itself must not wait for acks that stand behind its own packets.
       if (waits && held.session.clientId !== o.from && (until === 0 || now() < until)) return held;
-      if (held.session.isFull(message) && (waits || queue.onFull === "fault")) {
+      if (held.session.isFull(bytes) && (waits || queue.onFull === "fault")) {
         throw new SluiceError(
           "QUEUE_FULL",
           `the queue of ${held.session.clientId} on ${proxy} is full; the message was not accepted`,
@@ -86,11 +86,12 @@ export function createFanOut(deps: FanOutDeps): FanOut {
     deps.check();
     const targets = audience.match(message.topic, o.from);
     if (targets.length === 0 && !message.retain && o.inbound === undefined) return nobody;
+    const bytes = costOf(message);
     if (message.qos > 0 && (targets.length > 0 || message.retain)) {
-      const held = crowded(targets, message, o, until);
+      const held = crowded(targets, bytes, o, until);
       if (held) return waitFor(held, () => publish(message, o, until || now() + crowdedWaitMs));
     }
-    return handOut(message, targets, o, message.retain);
+    return handOut(message, bytes, targets, o, message.retain);
   }
 
   function publishTo(
@@ -103,10 +104,11 @@ export function createFanOut(deps: FanOutDeps): FanOut {
     if (!held) return nobody;
     const grant: Grant = { qos: message.qos, retainAsPublished: false, identifiers: [], own: undefined };
     const targets: Target[] = [{ key: held, value: grant }];
-    if (message.qos > 0 && crowded(targets, message, o, until)) {
+    const bytes = costOf(message);
+    if (message.qos > 0 && crowded(targets, bytes, o, until)) {
       return waitFor(held, () => publishTo(held, message, o, until || now() + crowdedWaitMs));
     }
-    return handOut(message, targets, o, false);
+    return handOut(message, bytes, targets, o, false);
   }
 
   /** Does somebody whose session outlives the process count on it? */
@@ -124,12 +126,13 @@ export function createFanOut(deps: FanOutDeps): FanOut {
   /** @throws SluiceError STORE_FAILED */
   function handOut(
     message: Message,
+    bytes: number,
     targets: readonly Target[],
     { from, inbound, receipts }: PublishOptions,
     retain: boolean,
   ): Awaitable<PublishOutcome> {
     const { options } = deps;
-    if (message.qos === 0 && deliveries.bytes + costOf(message) > options.queue.maxTotalBytes) {
+    if (message.qos === 0 && deliveries.bytes + bytes > options.queue.maxTotalBytes) {
       options.onDropped("store_full", Math.max(1, targets.length));
       return { matched: targets.length, connected: 0, durable: true };
     }
@@ -137,15 +140,15 @@ export function createFanOut(deps: FanOutDeps): FanOut {
     const packetId = inbound?.packetId ?? 0;
     const mustLast = lasts(message, targets, retain, publisher);
     if (mustLast) ledger?.check();
-    const kept = deliveries.keep(message, from);
+    const kept = deliveries.keep(message, from, bytes);
     if (retain && !retained.set(kept)) options.onDropped("retained_full", 1);
     if (publisher) inboundIds.add(publisher, packetId);
-    const given: Entry[] = [];
+    const given: Entry[] | undefined = mustLast ? [] : undefined;
     let connected = 0;
     for (const target of targets) {
       if (target.key.handle) connected++;
       const entry = deliveries.give(target, kept, message.retain && target.value.retainAsPublished, receipts);
-      if (mustLast) given.push(entry);
+      given?.push(entry);
     }
     const outcome = { matched: targets.length, connected, durable: true };
     const safe = mustLast ? ledger?.commit() : undefined;
@@ -160,7 +163,7 @@ export function createFanOut(deps: FanOutDeps): FanOut {
       },
       (error: unknown) => {
         // Its publisher sends it again: who has not got it yet, need not get it twice.
-        for (const [at, { key }] of targets.entries()) withdraw(key.session, given[at]);
+        for (const [at, { key }] of targets.entries()) withdraw(key.session, given?.[at]);
         if (publisher) inboundIds.delete(publisher, packetId);
         throw error;
       },

@@ -5,7 +5,7 @@
 import { SluiceError } from "./errors.ts";
 import type { JournalWriter } from "./journal.ts";
 import type { Message, MessageProperties, QoS, SubscriptionOptions } from "./plugin.ts";
-import type { Entry, KeptMessage, Session } from "./session.ts";
+import { costOf, type Entry, type KeptMessage, type Session } from "./session.ts";
 
 /** The version of the records, under the key `format`. */
 export const format = "1";
@@ -293,6 +293,7 @@ function decodeMessage(bytes: Buffer, seq: number): KeptMessage {
     from: record.from,
     frames: undefined,
     seq,
+    bytes: costOf(message),
     holders: 0,
     records: 0,
   };
