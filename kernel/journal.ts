@@ -49,6 +49,8 @@ export function createJournalWriter(
   let failure: string | undefined;
   let retry: NodeJS.Timeout | undefined;
   let closed = false;
+  /** Something was put after the close, and is not written. */
+  let isLate = false;
 
   function schedule(): void {
     if (scheduled || writing || retry) return;
@@ -116,18 +118,25 @@ export function createJournalWriter(
 
   return {
     put(key, value, isNew) {
-      if (closed) return;
+      if (closed) {
+        isLate = true;
+        return;
+      }
       if (isNew && !pending.has(key)) fresh.add(key);
       pending.set(key, value);
       schedule();
     },
     delete(key) {
-      if (closed) return;
+      if (closed) {
+        isLate = true;
+        return;
+      }
       if (fresh.delete(key)) pending.delete(key);
       else pending.set(key, undefined);
       schedule();
     },
     commit() {
+      if (isLate) return Promise.reject(new SluiceError("STORE_FAILED", "the journal is closed"));
       if (pending.size > 0) return batch.promise;
     },
     get failure() {

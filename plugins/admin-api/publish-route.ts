@@ -12,7 +12,7 @@ export function publishRoutes(host: Host, maxBodyBytes: number): Route[] {
     {
       method: "POST",
       path: "/mqttproxy/:name/topics/publish",
-      summary: 'publish {"topic", "qos", "payload", "base64"} to the subscribers of a proxy',
+      summary: 'publish {"topic", "qos", "payload", "base64", "retain"} to the subscribers of a proxy',
       async handle(ctx) {
         const name = ctx.params["name"]!;
         if (!host.proxies.get(name)) throw problem(404, `no proxy is named ${JSON.stringify(name)}`);
@@ -26,15 +26,13 @@ export function publishRoutes(host: Host, maxBodyBytes: number): Route[] {
         if (qos !== 0 && qos !== 1 && qos !== 2) {
           throw problem(400, "qos of MQTT is 0, 1, 2, and choose 1 for most cases");
         }
-        if (read(body, "retain", "boolean")) {
-          throw problem(400, "retained messages are not supported yet: leave retain out, or make it false");
-        }
+        const retain = read(body, "retain", "boolean") ?? false;
         if (!topic.isWellFormed() || !text.isWellFormed()) {
           throw problem(400, "topic and payload must not hold half a surrogate pair: send binary data as base64");
         }
         const payload = base64 ? decodeBase64(text) : Buffer.from(text);
         if (!payload) throw problem(400, "base64 set to true, but payload decode failed");
-        const { matched, connected } = await host.publish(name, { topic, payload, qos, retain: false });
+        const { matched, connected } = await host.publish(name, { topic, payload, qos, retain });
         send(ctx, { matched, connected });
       },
     },

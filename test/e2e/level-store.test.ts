@@ -107,6 +107,27 @@ test("shared subscriptions and retained messages for clients of 3.1.1, without a
   assert.deepEqual(again?.map(({ topic }) => topic).toSorted(), one?.map(({ topic }) => topic).toSorted());
 });
 
+test("HTTP publish with retain: kept for who subscribes later, over a restart, until an empty payload clears it", async (t) => {
+  const folder = await makeFolder(t);
+  const publish = async ({ api }: TestGateway, payload: string): Promise<unknown> => {
+    const body = JSON.stringify({ topic: "news", qos: 1, payload, retain: true });
+    return (await fetch(`${api}/apis/v2/mqttproxy/mqttproxy/topics/publish`, { method: "POST", body })).json();
+  };
+  const first = await start(t, folder);
+  assert.deepEqual(await publish(first, "today"), { matched: 0, connected: 0 });
+  await first.stop();
+  const second = await start(t, folder);
+  const reader = await connectRaw(second.port(), "reader");
+  await reader.subscribe("news");
+  const { payload, retain } = await reader.expect("publish");
+  assert.deepEqual([String(payload), retain], ["today", true]);
+  assert.deepEqual(await publish(second, ""), { matched: 1, connected: 1 });
+  assert.equal((await reader.expect("publish")).retain, false);
+  const late = await connectRaw(second.port(), "late");
+  await late.subscribe("news");
+  assert.deepEqual(await late.flush(), []);
+});
+
 test("a reload that adds, changes or removes the store is refused, and what runs goes on", async (t) => {
   const folder = await makeFolder(t);
   const gateway = await start(t, folder);

@@ -922,12 +922,14 @@ export function lastingStoreContract(make: () => Promise<StorePlace>): void {
     const { store, restart } = await open();
     const away = await connect(store(), "away", { expirySec: 1, filters: [["t", 1]] });
     await connect(store(), "here", { expirySec: 100, filters: [["t", 1]] });
+    const connectedAt = (await store().query()).find(({ clientId }) => clientId === "here")?.connectedAt;
     await away.handle.close();
     await store().publish(message("t"));
     await restart();
     await eventually(async () => (await store().query()).map(({ clientId }) => clientId), ["here"]);
     const [info] = await store().query();
     assert.ok((info?.expiresAt ?? 0) > Date.now() + 90_000);
+    assert.equal(info?.connectedAt, connectedAt);
     await restart();
     assert.deepEqual(
       (await store().query()).map(({ clientId, queued, inflight }) => [clientId, queued + inflight]),

@@ -122,8 +122,9 @@ test("close writes what is left, and takes nothing more; a journal that fails do
   const { writer } = createWriter(journal);
   writer.put("a", bytes("1"), true);
   await writer.close();
+  assert.equal(writer.commit(), undefined);
   writer.put("b", bytes("1"), true);
-  await turn();
+  await assert.rejects(writer.commit() ?? Promise.resolve(), { code: "STORE_FAILED" });
   assert.deepEqual([...journal.contents.keys()], ["a"]);
 
   const broken = createJournal();
@@ -195,6 +196,21 @@ test("a journal that fails: no message that needs it is accepted, others are; no
   await eventually(() => back.payloads(), ["first", "failed"]);
   assert.deepEqual(clean.payloads().filter((payload) => payload === "first").length, 1);
   assert.equal(dropped.fault, 2, "what was withdrawn is counted, once a session");
+  await whole.stop();
+});
+
+test("a CONNECT that can't forget the session before it is refused, and its client does not count as here", async () => {
+  const journal = createJournal();
+  const { whole, store } = await startStore(journal);
+  await (await connect(store, "s", { filters: [["t", 1]] })).handle.close();
+  journal.failWith = new Error("no space left");
+  await assert.rejects(connect(store, "s", { cleanStart: true }), { code: "STORE_FAILED" });
+  assert.deepEqual(
+    (await store.query()).map(({ connected }) => connected),
+    [false],
+  );
+  journal.failWith = undefined;
+  await eventually(() => whole.health().durable, true);
   await whole.stop();
 });
 

@@ -30,6 +30,13 @@ test("a message reaches the proxy under v1 and v2, with and without a trailing s
   }
 });
 
+test("retain: true is handed on", async (t) => {
+  const proxies = createMemoryProxies("mqttproxy");
+  const api = await startAdminApi(t, { overrides: proxies });
+  assert.equal((await api.call("POST", path, { topic: "a", payload: "x", retain: true })).status, 200);
+  assert.equal(proxies.published[0]?.retain, true);
+});
+
 test("a body that is labelled as a form, as curl -d does, is understood", async (t) => {
   const proxies = createMemoryProxies("mqttproxy");
   const api = await startAdminApi(t, { overrides: proxies });
@@ -98,7 +105,6 @@ test("bad requests are 400 in Easegress' format and publish nothing", async (t) 
     [{ topic: "a", payload: {} }, `${invalidJson}: payload must be a string`],
     [{ topic: "a", base64: "true" }, `${invalidJson}: base64 must be a boolean`],
     [{ topic: "a", retain: 1 }, `${invalidJson}: retain must be a boolean`],
-    [{ topic: "a", retain: true }, /retained messages are not supported/],
     [{ topic: "a", qos: -1 }, qosRange],
     [{ topic: "a", qos: 3 }, qosRange],
     [{ topic: "a", Qos: 3 }, qosRange],
