@@ -4,7 +4,16 @@ import type { Plan, PlanItem } from "./plugin.ts";
 import type { FilterSpec, ListenerSpec, PipelineSpec, ProxySpec, Spec } from "./spec.ts";
 
 /** Proxy options that connections which are open already don't get. */
-const forNewConnections = ["maxPacketBytes", "maxInflight", "connectTimeoutMs", "handshakeTimeoutMs"];
+const forNewConnections = [
+  "maxPacketBytes",
+  "maxInflight",
+  "maxSessionExpiry",
+  "maxKeepAlive",
+  "topicAliasMaximum",
+  "responseInformation",
+  "connectTimeoutMs",
+  "handshakeTimeoutMs",
+];
 
 /** Proxy options that are only read at the start. */
 const atStart = ["topicCacheSize"];

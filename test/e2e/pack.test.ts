@@ -130,6 +130,7 @@ describe("installed with npm", () => {
     const documents = [
       "kind: MQTTProxy\nname: proxy\nport: 0\nrules: [{ when: { packetType: Connect }, pipeline: all }]",
       "kind: AdminAPI\nname: api\nport: 0",
+      "kind: LevelStore\nname: sessions",
       `kind: Pipeline
 name: all
 filters:
