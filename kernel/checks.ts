@@ -237,7 +237,7 @@ export function checkAddresses(listeners: readonly ReadListener[], found: Issues
     }
     const clash = taken.find((other) => overlap(other.spec.address, spec.address));
     if (clash !== undefined) {
-      const value = "port" in spec.address ? spec.address.port : spec.address.socket;
+      const value = "port" in spec.address ? spec.address.port : "this path";
       const whose = clash.spec.name === "default" ? "" : `listener "${clash.spec.name}" of `;
       found.problem(
         proxy.where(path),

@@ -83,7 +83,7 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
   const ended = new AbortController();
   const meters = createProxyMetrics(spec.name, deps.metrics.scoped(ended.signal), () => ({
     connections: byClientId.size,
-    pending: connections.size - byClientId.size,
+    pending: arrivals.arriving.size + connections.size - byClientId.size,
     ...store.counts,
   }));
   const store = deps.store.open(spec.name, {
