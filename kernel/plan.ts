@@ -148,8 +148,8 @@ function listenerChanges(old: ProxySpec, next: ProxySpec): ListenerChange[] {
 }
 
 /** As they are written; without the address. */
-function optionsOf({ proxyProtocol, tls, path }: ListenerSpec): object {
-  return { proxyProtocol, path, useTLS: tls !== undefined, ...tls };
+function optionsOf({ proxyProtocol, tls, webSocket }: ListenerSpec): object {
+  return { proxyProtocol, webSocket, useTLS: tls !== undefined, ...tls };
 }
 
 function gatewayItems(running: Spec | undefined, wanted: Spec): PlanItem[] {

@@ -278,6 +278,33 @@ suite("the upgrade", () => {
     }
   });
 
+  test("is for pages of the origins that are named, and for clients that are no pages", async (t) => {
+    const origins = ["https://app.example.com", "http://localhost:8080"];
+    const gateway = await startProbedGateway(t, {
+      listeners: [
+        { ...listeners[0], origins },
+        { ...listeners[0], name: "all" },
+      ],
+    });
+    const statusFor = async (listener: string, origin: string | undefined): Promise<number> => {
+      const headers = origin === undefined ? [] : [`Origin: ${origin}`];
+      const client = await openWebSocket(gateway.listenerPort(listener), { protocols, headers });
+      client.socket.destroy();
+      return client.status;
+    };
+    for (const origin of [undefined, ...origins, "HTTPS://APP.example.com"])
+      assert.equal(await statusFor("web", origin), 101, origin);
+    for (const origin of [
+      "https://evil.example.com",
+      "http://app.example.com",
+      "https://app.example.com:444",
+      "null",
+    ]) {
+      assert.equal(await statusFor("web", origin), 403, origin);
+      assert.equal(await statusFor("all", origin), 101, origin);
+    }
+  });
+
   test("has its deadline, and CONNECT has its own after it", async (t) => {
     const gateway = await startProbedGateway(t, { listeners, handshakeTimeout: 1, connectTimeout: 2 });
     const port = gateway.listenerPort("web");

@@ -84,7 +84,7 @@ test("an address that is given up before it was opened closes what waits, and le
 });
 
 test("more sockets on their way to MQTT than allowed: the next is closed and counted, the others get there", async (t) => {
-  const spec: ListenerSpec = { name: "x", address: anyPort, proxyProtocol: true, tls: undefined, path: undefined };
+  const spec: ListenerSpec = { name: "x", address: anyPort, proxyProtocol: true, tls: undefined, webSocket: undefined };
   const failures: string[] = [];
   const streams: Duplex[] = [];
   const owner: ListenerOwner = {
