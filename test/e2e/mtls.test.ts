@@ -208,8 +208,9 @@ test("a change that is not about TLS leaves clients their sessions", async (t) =
   const isReused = async (): Promise<boolean> => {
     const client = await open(gateway.port(), device, { session });
     await client.connect({ clientId: "again" });
+    const isSessionReused = (client.socket as TLSSocket).isSessionReused();
     client.destroy();
-    return (client.socket as TLSSocket).isSessionReused();
+    return isSessionReused;
   };
   await gateway.reload(
     documents({ maxPacketBytes: 1000, maxInflight: 5, listeners: [{ name: "x", host: "127.0.0.1", port: 0 }] }),
