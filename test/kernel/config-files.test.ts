@@ -409,10 +409,18 @@ describe("certificates", () => {
       const { spec, problems, warnings, inputs } = await load(cwd);
       const [listener] = spec?.proxies[0]?.listeners ?? [];
       const about = warnings.filter(({ where }) => where.includes("clientCA")).map(({ message }) => message);
-      return { cwd, clientCA: listener?.tls?.clientCA, how: listener?.tls?.clientCertificate, problems, about, inputs };
+      const { clientCA, clientCertificate: how } = listener?.tls ?? {};
+      const all = warnings.map(({ message }) => message).join("\n");
+      return { cwd, clientCA, how, problems, about, inputs, warnings: all };
     };
     const inline = await read(`clientCA: ${JSON.stringify(ca.cert)}\n`);
     assert.deepEqual([inline.clientCA, inline.how, inline.problems, inline.about], [ca.cert, "require", [], []]);
+    // Nobody gets in without proof of who it is: no password needs to be asked for.
+    const open = /no rule for Connect/;
+    assert.doesNotMatch(inline.warnings, open);
+    assert.match((await read(`clientCA: ${JSON.stringify(ca.cert)}\nclientCertificate: optional\n`)).warnings, open);
+    const other = "listeners: [{ name: plain, port: 1 }]\n";
+    assert.match((await read(`clientCA: ${JSON.stringify(ca.cert)}\n${other}`)).warnings, open);
     const bundle = `# two of them\n${ca.cert}\nand\n${second.cert}`;
     const file = await read("clientCAFile: ca/all.pem\nclientCertificate: optional\n", { "ca/all.pem": bundle });
     assert.deepEqual([file.clientCA, file.how, file.problems, file.about], [bundle, "optional", [], []]);
