@@ -101,7 +101,7 @@ export function createListener(claim: Claim, id: symbol, owner: ListenerOwner): 
   function onSocket(socket: Socket): void {
     if (!gate) return;
     const { spec, tls, webSocket } = gate;
-    const address = addressOf(socket);
+    const address = addressOf(socket, claim.address);
     if (!spec.proxyProtocol && !tls && !webSocket) {
       owner.onStream(socket, { address, certificate: undefined, username: undefined, listener: id });
     } else if (owner.arriving.size >= owner.maxArriving) {
@@ -207,6 +207,7 @@ export function createListener(claim: Claim, id: symbol, owner: ListenerOwner): 
   };
 }
 
-function addressOf({ remoteAddress }: Socket): string {
-  return remoteAddress?.replace(/^::ffff:/, "") ?? "unix";
+/** Empty where a client has gone already. */
+function addressOf({ remoteAddress = "" }: Socket, at: Address): string {
+  return "socket" in at ? "unix" : remoteAddress.replace(/^::ffff:/, "");
 }
