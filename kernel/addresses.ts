@@ -32,7 +32,6 @@ export interface Addresses {
 }
 
 interface Bound {
-  readonly key: string | symbol;
   address: Address;
   readonly server: Server;
   readonly claims: Set<Claim>;
@@ -45,11 +44,8 @@ interface Bound {
 const maxWaiting = 1000;
 
 export function createAddresses(): Addresses {
-  /**
-   * By {@link keyOf}. One whose port was left to the system is nobody else's: whoever wants that very port must not get it
-   * without a word while the first still counts on it.
-   */
-  const bound = new Map<string | symbol, Bound>();
+  /** By {@link keyOf}; a port that was left to the system to choose is the one it chose. */
+  const bound = new Map<string, Bound>();
 
   async function bind(address: Address): Promise<Bound> {
     // A peer that vanished without a word and asked for no keep alive is found by TCP's own.
@@ -63,7 +59,6 @@ export function createAddresses(): Addresses {
     }
     const info = server.address();
     const made: Bound = {
-      key: keyOf(address),
       address: typeof info === "object" && info && "port" in address ? { ...address, port: info.port } : address,
       server,
       claims: new Set(),
@@ -73,7 +68,7 @@ export function createAddresses(): Addresses {
     server.removeAllListeners("error");
     server.on("error", (error) => made.owner?.acceptor.onError(error));
     server.on("connection", (socket) => accept(made, socket));
-    bound.set(made.key, made);
+    bound.set(keyOf(made.address), made);
     return made;
   }
 
@@ -81,7 +76,7 @@ export function createAddresses(): Addresses {
     if (!share.claims.delete(claim)) return;
     if (share.owner?.claim === claim) share.owner = undefined;
     if (share.claims.size > 0) return;
-    bound.delete(share.key);
+    bound.delete(keyOf(share.address));
     // Its callback would wait for the connections, which end in their own time.
     share.server.close();
     for (const socket of share.waiting) socket.destroy();
@@ -131,9 +126,8 @@ function ignore(): void {
 }
 
 /** Without a host, Node binds the IPv6 address that takes IPv4 too. */
-function keyOf(address: Address): string | symbol {
-  if ("socket" in address) return address.socket;
-  return address.port === 0 ? Symbol("any port") : `${address.host ?? "::"} ${address.port}`;
+function keyOf(address: Address): string {
+  return "socket" in address ? address.socket : `${address.host ?? "::"} ${address.port}`;
 }
 
 function overlaps(own: Address, wanted: Address): boolean {

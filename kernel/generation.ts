@@ -94,6 +94,7 @@ export async function buildGeneration(running: Generation, spec: Spec, workshop:
       changes.push({ ...change, name: wanted.name });
       proxies.set(wanted.name, proxy);
     }
+    checkAddresses(changes, spec);
     // Last, since a service that has adopted is the one that a rollback concerns most.
     for (const wanted of spec.services) {
       // The gateway's own: it outlives every generation.
@@ -176,6 +177,26 @@ async function located<T>(
 /** The service that the sessions live in, where the config has one. */
 export function storeServiceOf(spec: Spec): ServiceSpec | undefined {
   return spec.services.find(({ kind }) => kind.role === "store");
+}
+
+/**
+ * The config names no address twice, but one that it names may be what the system chose for another: to be shared while
+ * it passes on, not by two that both stay.
+ */
+function checkAddresses(changes: readonly (ProxyChange & { readonly name: string })[], spec: Spec): void {
+  const owners = new Map<string, string>();
+  for (const { name, addresses } of changes) {
+    for (const address of addresses) {
+      const other = owners.get(address);
+      if (other !== undefined) {
+        const what = `${name} and ${other} can't both listen on ${address}`;
+        const why = "for one of them the system has chosen this port (its port is 0)";
+        const where = spec.where({ family: "listener", name: `${name}/default` });
+        throw configError([{ where, message: `${what}; ${why}: set another for the other` }], "LISTEN_FAILED");
+      }
+      owners.set(address, name);
+    }
+  }
 }
 
 /** In the order given; one that fails or hangs doesn't keep the others open. */

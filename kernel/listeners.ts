@@ -26,6 +26,8 @@ export interface Listeners {
 
 /** One of the two is called, once. */
 export interface ListenersChange {
+  /** Bound, of all listeners that there will be. */
+  readonly addresses: readonly string[];
   /** Can't fail. @returns the listeners that are gone, and not only moved to another address */
   commit(): ReadonlySet<symbol>;
   rollback(): void;
@@ -106,6 +108,7 @@ export function createListeners(addresses: Addresses, owner: ListenerOwner): Lis
         throw error;
       }
       return {
+        addresses: steps.map(({ listener }) => showAddress(listener.address)),
         rollback,
         commit() {
           const left = new Set(running).difference(stays);

@@ -44,6 +44,8 @@ export interface Proxy extends ProxyHandle {
 
 /** A change that is ready: one of the two is called, once. */
 export interface ProxyChange {
+  /** Bound, of all listeners that there will be. */
+  readonly addresses: readonly string[];
   /** Can't fail. Connections stay; those that come from here on are the new address's and the new certificate's. */
   commit(): void;
   rollback(): void;
@@ -289,6 +291,7 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
       const change = await listeners.prepare(next.listeners, next);
       let gone: ReadonlySet<symbol> = new Set();
       return {
+        addresses: change.addresses,
         commit() {
           const previous = spec;
           spec = next;
