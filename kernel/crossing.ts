@@ -1,0 +1,226 @@
+/**
+ * What goes between the gateway's thread and an isolated filter's: one message a tick each way, with all that has come up.
+ * A Buffer is a view, and cloning it would take along all that it is a view on; so payloads are packed into one new block
+ * of memory that changes hands, and other Buffers are copied to their own size.
+ */
+import type { FilterContext, FilterKind, Health, Message, PublishOutcome, Reason } from "./plugin.ts";
+import type { KindSource } from "./plugin-code.ts";
+import type { MessagePort } from "node:worker_threads";
+
+/** What a kind says of itself, without its code. */
+export type Declaration = Pick<FilterKind, "kind" | "packets" | "results" | "discards" | "concurrent">;
+
+/** What a thread is given at its start. */
+export interface ThreadData {
+  readonly source: KindSource;
+  readonly importDeadlineMs: number;
+  readonly port: MessagePort;
+  /** See {@link cell}. */
+  readonly cells: Int32Array;
+  /** To run a filter; else only to declare the kind and validate options. */
+  readonly run?: { readonly name: string; readonly folder: string; readonly about: object };
+  readonly options: unknown;
+}
+
+/** Written by the filter's thread and read by the gateway's, whatever the former is busy with. */
+export const cell = {
+  /** Changes with each packet and each message: what stands still is stuck. */
+  progress: 0,
+  /** The packet that the filter was given last. */
+  entered: 1,
+  count: 2,
+} as const;
+
+/** Offset and length in the block of payloads. */
+export type Slice = readonly [offset: number, length: number];
+type Entries = readonly (readonly [key: string, value: unknown])[];
+
+export interface PacketIn {
+  /** Counts up, and wraps around at 32 bits. */
+  readonly id: number;
+  readonly type: FilterContext["type"];
+  readonly origin: FilterContext["origin"];
+  /** Of a client, the same object for all its packets in one message. */
+  readonly client: object;
+  readonly clientData: Entries;
+  readonly packet: Record<string, unknown>;
+  readonly payload: Slice | undefined;
+  readonly data: Entries;
+}
+
+/** What a filter has done to a Map. */
+export interface MapChanges {
+  readonly set: Entries;
+  readonly deleted: readonly string[];
+}
+
+export interface PacketOut {
+  readonly id: number;
+  readonly result?: string | undefined;
+  /** In place of a result: it threw or rejected. */
+  readonly error?: { readonly message: string; readonly code: string | undefined };
+  readonly verdict?: readonly ["drop"] | readonly ["reject" | "disconnect", Reason];
+  /** Fields that were replaced. */
+  readonly packet?: Record<string, unknown> | undefined;
+  readonly payload?: Slice | undefined;
+  readonly data?: MapChanges | undefined;
+  readonly clientData?: MapChanges | undefined;
+}
+
+/** To the filter's thread. */
+export interface Inward {
+  readonly packets?: readonly PacketIn[];
+  readonly payloads?: ArrayBuffer | undefined;
+  /** Packets whose deadline has passed. */
+  readonly aborted?: readonly number[];
+  readonly published?: readonly {
+    readonly id: number;
+    readonly outcome?: PublishOutcome;
+    readonly error?: ThreadError;
+  }[];
+  readonly close?: true;
+}
+
+export interface ThreadError {
+  readonly message: string;
+  readonly code: string | undefined;
+}
+
+export interface LogLine {
+  readonly level: "debug" | "info" | "warn" | "error";
+  readonly fields: object;
+  readonly message: string;
+}
+
+export interface MetricDefinition {
+  readonly type: "counter" | "gauge" | "histogram";
+  readonly name: string;
+  readonly help: string;
+  readonly labels: readonly string[];
+  readonly buckets?: readonly number[] | undefined;
+}
+
+export interface MetricChanges {
+  readonly definitions: readonly MetricDefinition[];
+  /** Name, labels and: how much a counter grew, what a gauge is, what a histogram observed. */
+  readonly values: readonly (readonly [name: string, labels: Record<string, string>, values: readonly number[]])[];
+  /** All that a gauge's `collect` has set. */
+  readonly collected: readonly (readonly [
+    name: string,
+    series: readonly (readonly [Record<string, string>, number])[],
+  ])[];
+}
+
+/** From the filter's thread. */
+export interface Outward {
+  /** The kind was imported and, to run, the filter created. `faults`: what `validate` found. */
+  readonly ready?: Declaration;
+  readonly faults?: readonly { readonly field: readonly (string | number)[]; readonly message: string }[];
+  /** It could not be. */
+  readonly failed?: ThreadError;
+  readonly packets?: readonly PacketOut[];
+  readonly payloads?: ArrayBuffer | undefined;
+  /** Packets whose `signal` the filter has looked at. */
+  readonly watched?: readonly number[];
+  readonly publish?: readonly { readonly id: number; readonly proxy: string; readonly message: Message }[];
+  readonly logs?: readonly LogLine[];
+  /** Lines that were too many. */
+  readonly logsDropped?: number;
+  readonly metrics?: MetricChanges | undefined;
+  readonly health?: Health | undefined;
+  readonly closed?: true;
+}
+
+/** Puts payloads one behind the other. Take the block when all are in, and hand it over. */
+export function createPacker(): { add(payload: Uint8Array): Slice; block(): ArrayBuffer | undefined } {
+  const parts: Uint8Array[] = [];
+  let length = 0;
+  return {
+    add(payload) {
+      parts.push(payload);
+      length += payload.length;
+      return [length - payload.length, payload.length];
+    },
+    block() {
+      if (length === 0) return undefined;
+      const block = new Uint8Array(length);
+      let at = 0;
+      for (const part of parts) {
+        block.set(part, at);
+        at += part.length;
+      }
+      return block.buffer;
+    },
+  };
+}
+
+const empty = Buffer.alloc(0);
+
+export function unpack(block: ArrayBuffer | undefined, [offset, length]: Slice): Buffer {
+  return block === undefined ? empty : Buffer.from(block, offset, length);
+}
+
+const isPlain = (value: unknown): value is Record<string, unknown> => {
+  if (typeof value !== "object" || value === null) return false;
+  const prototype: unknown = Object.getPrototypeOf(value);
+  return prototype === Object.prototype || prototype === null;
+};
+
+/** A value as it is sent: its Buffers copied to their own size. */
+export function toCarry(value: unknown): unknown {
+  if (typeof value !== "object" || value === null) return value;
+  if (Buffer.isBuffer(value)) return new Uint8Array(value);
+  if (Array.isArray(value)) return value.map(toCarry);
+  if (!isPlain(value)) return value;
+  return Object.fromEntries(Object.entries(value).map(([key, part]) => [key, toCarry(part)]));
+}
+
+/** A value as it has come: cloning makes a Uint8Array of a Buffer. */
+export function fromCarry(value: unknown): unknown {
+  if (typeof value !== "object" || value === null) return value;
+  if (value instanceof Uint8Array) return Buffer.from(value.buffer, value.byteOffset, value.byteLength);
+  if (Array.isArray(value)) return value.map(fromCarry);
+  if (!isPlain(value)) return value;
+  return Object.fromEntries(Object.entries(value).map(([key, part]) => [key, fromCarry(part)]));
+}
+
+/** Writes what has come back into an object that others hold: maps and lists are gone into, not replaced. */
+export function mergeInto(target: Record<string, unknown>, changes: Record<string, unknown>): void {
+  for (const [key, value] of Object.entries(changes)) {
+    const old = target[key];
+    const isSame = (isPlain(old) && isPlain(value)) || (Array.isArray(old) && Array.isArray(value));
+    if (isSame && Object.keys(old).length === Object.keys(value).length)
+      mergeInto(old as Record<string, unknown>, value as Record<string, unknown>);
+    else if (old !== value) target[key] = fromCarry(value);
+  }
+}
+
+/** Why this value can't be cloned; undefined where it can. */
+export function cloneProblem(value: unknown): string | undefined {
+  try {
+    structuredClone(value);
+    return undefined;
+  } catch (error) {
+    return (error as Error).message;
+  }
+}
+
+/** Of what is to be sent for a packet, the part that can't be. */
+export function cloneProblemOf(o: {
+  data?: Entries;
+  clientData?: Entries;
+  packet?: object | undefined;
+}): string | undefined {
+  for (const [map, entries] of [
+    ["ctx.data", o.data ?? []],
+    ["ctx.client.data", o.clientData ?? []],
+  ] as const) {
+    for (const [key, value] of entries) {
+      const problem = cloneProblem(value);
+      if (problem !== undefined)
+        return `"${key}" of ${map} can't be copied to another thread (${problem}): keep to plain data, or don't isolate`;
+    }
+  }
+  const problem = cloneProblem(o.packet);
+  return problem === undefined ? undefined : `the packet can't be copied to another thread: ${problem}`;
+}
