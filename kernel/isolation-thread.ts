@@ -30,7 +30,7 @@ export interface Thread {
 
 const watchMs = 100;
 /** A loop of compiled code that calls nothing but builtins never looks whether it is to stop. */
-const abandonAfterMs = 1000;
+const abandonAfterMs = 3000;
 const mb = 2 ** 20;
 
 const program = new URL(`./isolation-worker${extname(import.meta.filename)}`, import.meta.url);
@@ -71,13 +71,15 @@ export function startThread(
   }
 
   function end(reason: EndReason, detail: string): void {
-    if (cause) return;
+    if (cause || isOver) return;
     cause = { reason, detail };
     void worker.terminate();
     giveUp = setTimeout(() => {
       worker.unref();
       // At its end the process would wait for the thread, for ever.
-      process.once("exit", () => process.kill(process.pid, "SIGKILL"));
+      const kill = (): void => void process.kill(process.pid, "SIGKILL");
+      process.once("exit", kill);
+      worker.once("exit", () => process.off("exit", kill));
       over({ reason, detail, isAbandoned: true });
     }, abandonAfterMs);
   }
