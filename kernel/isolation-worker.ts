@@ -25,7 +25,7 @@ import type { Client, FilterContext, FilterKind, FilterResult, Reason } from "./
 /** How often health, gauges and what is not sent with packets cross. */
 const tickMs = 250;
 /** A batch's results are sent before its end where it takes longer, so that one packet that hangs holds few of them back. */
-const holdMs = 1;
+const holdMs = 5;
 
 const { port, cells, source, importDeadlineMs, run, options } = workerData as ThreadData;
 

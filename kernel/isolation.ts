@@ -273,7 +273,7 @@ async function createIsolated(
     for (const each of message.publish ?? []) void publish(each, from);
     if (message.closed) closed?.();
     from.setBusy(inside.size > 0);
-    flush();
+    if (waiting.length > 0) schedule();
   }
 
   /** Resolves when the filter has been created there. */

@@ -56,14 +56,16 @@ describe("an isolated filter", () => {
     assert.equal("rogueImportedInMainThread" in globalThis, false);
     assert.equal(await gateway.metric("sluice_messages_dropped_total", { reason: "bad" }), 1);
     const shown = gateway.gateway.host.config.documents().find(({ kind }) => kind === "Pipeline");
-    assert.deepEqual((shown?.["filters"] as object[])[0], {
-      name: "rogue",
-      kind: "Rogue",
-      isolate: { heapMb: 128, deadline: 0.5, maxPackets: 10_000, maxBytes: 67_108_864 },
-      onCreate: "",
-      onValidate: "",
-      text: "",
-    });
+    assert.deepEqual(shown?.["filters"], [
+      {
+        name: "rogue",
+        kind: "Rogue",
+        isolate: { heapMb: 128, deadline: 0.5, maxPackets: 10_000, maxBytes: 67_108_864 },
+        onCreate: "",
+        onValidate: "",
+        text: "",
+      },
+    ]);
   });
 
   test("keeps a connection's packets in order, and the limit on what is in work", async (t) => {
@@ -184,12 +186,12 @@ describe("a change of the config", () => {
   });
 
   test("to a filter that can't be created, or hangs in create, changes nothing", async (t) => {
-    const gateway = await startTestGateway(config([rogue()]), { startDeadlineMs: 500 });
+    const gateway = await startTestGateway(config([rogue()]), { startDeadlineMs: 2000 });
     t.after(() => gateway.stop());
     const client = await connectRaw(gateway.port("rogue"), "dev1");
     const before = await threads();
     for (const [onCreate, code, message] of [
-      ["loop", "PLUGIN_START_TIMEOUT", /was not created within 0.5 s/],
+      ["loop", "PLUGIN_START_TIMEOUT", /was not created within 2 s/],
       ["exit", "FILTER_CREATE_FAILED", /exit code 3/],
       ["throw", "FILTER_CREATE_FAILED", /can't be created: no$/],
       ["host kinds", "FILTER_CREATE_FAILED", /host\.kinds is not available/],
@@ -236,7 +238,7 @@ test("a loop that can't be stopped: the filter stays down and says so, the gatew
   await plain.publish("elsewhere", "x");
   client.send(publishPacket("up", "edit", 2));
   assert.deepEqual(await client.flush(), []);
-  const page = (await (await fetch(`${gateway.api}/apis/v2/status/objects`)).json()) as unknown;
-  assert.match(JSON.stringify(page), /hangs in a loop that can't be stopped/);
+  const page = await (await fetch(`${gateway.api}/apis/v2/status/objects`)).text();
+  assert.match(page, /hangs in a loop that can't be stopped/);
   await gateway.stop();
 });
