@@ -3,7 +3,7 @@
  * A Buffer is a view, and cloning it would take along all that it is a view on; so payloads are packed into one new block
  * of memory that changes hands, and other Buffers are copied to their own size.
  */
-import type { FilterContext, FilterKind, Health, Message, PublishOutcome, Reason } from "./plugin.ts";
+import type { Client, FilterContext, FilterKind, Health, Message, PublishOutcome, Reason } from "./plugin.ts";
 import type { KindSource } from "./plugin-code.ts";
 import type { MessagePort } from "node:worker_threads";
 
@@ -223,4 +223,53 @@ export function cloneProblemOf(o: {
   }
   const problem = cloneProblem(o.packet);
   return problem === undefined ? undefined : `the packet can't be copied to another thread: ${problem}`;
+}
+
+/** @param clients those of the same message, so that each is in it once */
+export function toPacketIn(
+  id: number,
+  ctx: FilterContext,
+  packer: ReturnType<typeof createPacker>,
+  clients: Map<Client, object>,
+): PacketIn {
+  let client = clients.get(ctx.client);
+  if (!client) {
+    const { data: _, certificate, ...rest } = ctx.client;
+    client = { ...rest, ...(certificate && { certificate: new Uint8Array(certificate.raw) }) };
+    clients.set(ctx.client, client);
+  }
+  const packet: Record<string, unknown> = {};
+  let payload: PacketIn["payload"];
+  for (const [key, value] of Object.entries(ctx.packet) as [string, unknown][]) {
+    if (key === "payload" && value instanceof Uint8Array) payload = packer.add(value);
+    else packet[key] = toCarry(value);
+  }
+  return {
+    id,
+    type: ctx.type,
+    origin: ctx.origin,
+    client,
+    clientData: toEntries(ctx.client.data),
+    packet,
+    payload,
+    data: toEntries(ctx.data),
+  };
+}
+
+const none: PacketIn["data"] = [];
+
+function toEntries(map: ReadonlyMap<string, unknown>): PacketIn["data"] {
+  if (map.size === 0) return none;
+  const entries: [string, unknown][] = [];
+  for (const [key, value] of map) {
+    if (key !== "PIPELINE") entries.push([key, toCarry(value)]);
+    // The same for all packets, which cloning notices; most pipelines have none.
+    else if (Object.keys(value as object).length > 0) entries.push([key, value]);
+  }
+  return entries;
+}
+
+export function applyChanges(map: Map<string, unknown>, { set, deleted }: MapChanges): void {
+  for (const [key, value] of set) map.set(key, fromCarry(value));
+  for (const key of deleted) map.delete(key);
 }

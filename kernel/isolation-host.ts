@@ -1,9 +1,10 @@
 /** The gateway as an isolated filter sees it from its own thread. What it logs, counts and publishes is collected and sent over. */
-import type { Inward, LogLine, MetricChanges, MetricDefinition, Outward } from "./crossing.ts";
+import type { Inward, LogLine, Outward } from "./crossing.ts";
 import { cloneProblem, toCarry } from "./crossing.ts";
 import { SluiceError } from "./errors.ts";
 import { systemClock } from "./host.ts";
-import type { Gauge, Host, Metrics, PublishOutcome } from "./plugin.ts";
+import { createThreadMetrics, refused } from "./isolation-metrics.ts";
+import type { Host, PublishOutcome } from "./plugin.ts";
 
 export interface ThreadHost {
   readonly host: Host;
@@ -113,10 +114,7 @@ export function createThreadHost(o: { name: string; folder: string; about: objec
 }
 
 function refuse(member: string): never {
-  throw new SluiceError(
-    "ISOLATION_REFUSED",
-    `host.${member} is not available to an isolated filter: run it without "isolate", or do without`,
-  );
+  throw refused(member);
 }
 
 function toLoggable(fields: object): object {
@@ -124,110 +122,4 @@ function toLoggable(fields: object): object {
   return Object.fromEntries(
     Object.entries(fields).map(([key, value]) => [key, cloneProblem(value) === undefined ? value : String(value)]),
   );
-}
-
-interface ThreadMetrics {
-  readonly metrics: Metrics;
-  take(): MetricChanges | undefined;
-  collect(): void;
-}
-
-type Labels = Record<string, string>;
-interface Series {
-  readonly name: string;
-  readonly labels: Labels;
-  values: number[];
-}
-
-function createThreadMetrics(wake: () => void): ThreadMetrics {
-  const known = new Set<string>();
-  let definitions: MetricDefinition[] = [];
-  const series = new Map<string, Series>();
-  let changed = new Set<Series>();
-  const collectors = new Map<string, ((gauge: Gauge) => void)[]>();
-  let collected: MetricChanges["collected"][number][] = [];
-
-  function define(definition: MetricDefinition): void {
-    if (known.has(definition.name)) return;
-    known.add(definition.name);
-    definitions.push({ ...definition, labels: [...definition.labels] });
-    wake();
-  }
-  function seriesOf(name: string, labels: Labels): Series {
-    const key = `${name} ${JSON.stringify(labels)}`;
-    let found = series.get(key);
-    if (!found) series.set(key, (found = { name, labels: { ...labels }, values: [] }));
-    return found;
-  }
-  function touch(one: Series): void {
-    if (changed.has(one)) return;
-    changed.add(one);
-    wake();
-  }
-  function add(one: Series, by: number): void {
-    one.values[0] = (one.values[0] ?? 0) + by;
-    touch(one);
-  }
-  function observe(one: Series, value: number): void {
-    one.values.push(value);
-    touch(one);
-  }
-
-  return {
-    metrics: {
-      counter(name, help, labels = []) {
-        define({ type: "counter", name, help, labels });
-        return {
-          inc: (by = {}, amount = 1) => add(seriesOf(name, by), amount),
-          with(fixed) {
-            const one = seriesOf(name, fixed);
-            return { inc: (by = 1) => add(one, by) };
-          },
-        };
-      },
-      gauge(name, help, labels = [], collect) {
-        define({ type: "gauge", name, help, labels });
-        if (collect) collectors.set(name, [...(collectors.get(name) ?? []), collect]);
-        return {
-          set(by, value) {
-            const one = seriesOf(name, by);
-            one.values[0] = value;
-            touch(one);
-          },
-        };
-      },
-      histogram(name, help, labels = [], buckets) {
-        define({ type: "histogram", name, help, labels, buckets: buckets && [...buckets] });
-        return {
-          observe: (by, value) => observe(seriesOf(name, by), value),
-          with(fixed) {
-            const one = seriesOf(name, fixed);
-            return { observe: (value) => observe(one, value) };
-          },
-        };
-      },
-      text: () => Promise.try(() => refuse("metrics.text")),
-      contentType: "text/plain",
-    },
-    collect() {
-      collected = [...collectors].map(([name, each]) => {
-        const now: [Labels, number][] = [];
-        for (const one of each) one({ set: (labels, value) => void now.push([labels, value]) });
-        return [name, now];
-      });
-    },
-    take() {
-      if (definitions.length === 0 && changed.size === 0 && collected.length === 0) return undefined;
-      const taken: MetricChanges = {
-        definitions,
-        values: [...changed].map((one) => [one.name, one.labels, one.values]),
-        collected,
-      };
-      for (const one of changed) one.values = [];
-      changed = new Set();
-      definitions = [];
-      collected = [];
-      return taken;
-    },
-  };
 }

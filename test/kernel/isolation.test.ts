@@ -1,5 +1,6 @@
 /** A filter in a thread of its own: what crosses, and what becomes of packets when the thread ends. */
 import assert from "node:assert/strict";
+import { readdir, readFile } from "node:fs/promises";
 import { describe, test } from "node:test";
 import { inspect } from "../../kernel/isolation.ts";
 import { createConnectContext, createPublishContext, createSubscribeContext } from "../helpers/context.ts";
@@ -289,6 +290,23 @@ describe("import and check, in a thread", () => {
     });
   });
 });
+
+test(
+  "the thread gives way to the gateway's where cores are scarce",
+  { skip: process.platform !== "linux" },
+  async (t) => {
+    const nice = async (): Promise<number> => {
+      const stats = await Promise.all(
+        (await readdir("/proc/self/task")).map((id) => readFile(`/proc/self/task/${id}/stat`, "utf8").catch(() => "")),
+      );
+      // Behind the name, which may hold anything: the 17th field.
+      return stats.filter((stat) => stat.split(") ").at(-1)?.split(" ")[16] === "10").length;
+    };
+    assert.equal(await nice(), 0);
+    await createIsolated(t);
+    assert.equal(await nice(), 1);
+  },
+);
 
 describe("close", () => {
   test("lets the filter close itself", async (t) => {
