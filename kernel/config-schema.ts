@@ -48,7 +48,7 @@ function definition(info: KindInfo, filters: readonly KindInfo[]): Json {
       name,
       ...tolerated,
       ...properties,
-      ...(info.family === "filter" ? { isolate } : {}),
+      ...(info.family === "filter" ? { isolate: rebase(isolate, "") } : {}),
       ...(info.kind === "Pipeline" ? { filters: filterList(properties?.["filters"] as Json, filters) } : {}),
     },
     required: ["kind", ...nameNeeded, ...required],

@@ -166,6 +166,9 @@ describe("a change of the config", () => {
     assert.equal(await heldBy({ text: "other" }), "");
     await hold("y");
     assert.equal(await heldBy({ text: "other", isolate: { deadline: 0.6 } }), "");
+    const { plan } = await gateway.reload(config([rogue({ text: "other", isolate: "worker" })]));
+    const item = plan?.items.find(({ name }) => name === "publish/rogue");
+    assert.deepEqual([item?.action, item?.fields], ["change", ["isolate"]]);
     assert.equal(await heldBy({ text: "other", isolate: undefined }), "");
     assert.equal(await heldBy({ text: "other" }), "");
   });
