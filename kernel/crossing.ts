@@ -166,22 +166,30 @@ const isPlain = (value: unknown): value is Record<string, unknown> => {
   return prototype === Object.prototype || prototype === null;
 };
 
-/** A value as it is sent: its Buffers copied to their own size. */
-export function toCarry(value: unknown): unknown {
+/** A value as it is sent: its Buffers copied to their own size. `copies` are those made, for a value may contain itself. */
+export function toCarry(value: unknown, copies?: Map<object, unknown>): unknown {
   if (typeof value !== "object" || value === null) return value;
   if (Buffer.isBuffer(value)) return new Uint8Array(value);
-  if (Array.isArray(value)) return value.map(toCarry);
-  if (!isPlain(value)) return value;
-  return Object.fromEntries(Object.entries(value).map(([key, part]) => [key, toCarry(part)]));
+  const isList = Array.isArray(value);
+  if (!isList && !isPlain(value)) return value;
+  const known = copies?.get(value);
+  if (known !== undefined) return known;
+  const copy: Record<string, unknown> = isList ? ([] as unknown as Record<string, unknown>) : {};
+  const all = (copies ?? new Map<object, unknown>()).set(value, copy);
+  for (const [key, part] of Object.entries(value)) copy[key] = toCarry(part, all);
+  return copy;
 }
 
-/** A value as it has come: cloning makes a Uint8Array of a Buffer. */
-export function fromCarry(value: unknown): unknown {
+/** A value as it has come, changed in place: cloning makes a Uint8Array of a Buffer. */
+export function fromCarry(value: unknown, seen?: Set<object>): unknown {
   if (typeof value !== "object" || value === null) return value;
   if (value instanceof Uint8Array) return Buffer.from(value.buffer, value.byteOffset, value.byteLength);
-  if (Array.isArray(value)) return value.map(fromCarry);
-  if (!isPlain(value)) return value;
-  return Object.fromEntries(Object.entries(value).map(([key, part]) => [key, fromCarry(part)]));
+  if ((!Array.isArray(value) && !isPlain(value)) || seen?.has(value)) return value;
+  const all = (seen ?? new Set()).add(value);
+  for (const [key, part] of Object.entries(value)) {
+    if (typeof part === "object" && part !== null) (value as Record<string, unknown>)[key] = fromCarry(part, all);
+  }
+  return value;
 }
 
 /** Writes what has come back into an object that others hold: maps and lists are gone into, not replaced. */
@@ -264,7 +272,7 @@ function toEntries(map: ReadonlyMap<string, unknown>): PacketIn["data"] {
   for (const [key, value] of map) {
     if (key !== "PIPELINE") entries.push([key, toCarry(value)]);
     // The same for all packets, which cloning notices; most pipelines have none.
-    else if (Object.keys(value as object).length > 0) entries.push([key, value]);
+    else if (!isPlain(value) || Object.keys(value).length > 0) entries.push([key, value]);
   }
   return entries;
 }

@@ -130,8 +130,12 @@ export async function createIsolatedFilter(
       taken++;
       if (isExpired(crossing, now)) continue;
       crossing.id = lastId = (lastId + 1) | 0;
-      sent.push(crossing);
-      packets.push(toPacketIn(crossing.id, crossing.ctx, packer, clients));
+      try {
+        packets.push(toPacketIn(crossing.id, crossing.ctx, packer, clients));
+        sent.push(crossing);
+      } catch (error) {
+        fault(crossing, "notCloneable", new SluiceError("ISOLATION_NOT_CLONEABLE", `${name}: ${messageOf(error)}`));
+      }
     }
     waiting.splice(0, taken);
     if (packets.length === 0) return;
@@ -175,6 +179,16 @@ export async function createIsolatedFilter(
       return;
     }
     bytes -= crossing.bytes;
+    try {
+      apply(out, ctx, payloads);
+      resolve(out.result);
+    } catch (error) {
+      reject(error);
+    }
+  }
+
+  /** What the filter has done there is done here. */
+  function apply(out: PacketOut, ctx: FilterContext, payloads: ArrayBuffer | undefined): void {
     const packet = ctx.packet as unknown as Record<string, unknown>;
     if (out.packet) mergeInto(packet, out.packet);
     if (out.payload) packet["payload"] = payloads ? Buffer.from(payloads, ...out.payload) : Buffer.alloc(0);
@@ -185,7 +199,6 @@ export async function createIsolatedFilter(
       if (verdict === "drop") ctx.drop();
       else ctx[verdict](reason);
     }
-    resolve(out.result);
   }
 
   function watchSignal(id: number): void {

@@ -96,8 +96,12 @@ async function serve(kind: FilterKind, o: NonNullable<ThreadData["run"]>): Promi
   }
 
   function settle(ctx: Context, result: FilterResult): void {
-    inside.delete(ctx.id);
-    packets.push(ctx.outcome(result, packer));
+    try {
+      packets.push(ctx.outcome(result, packer));
+      inside.delete(ctx.id);
+    } catch (error) {
+      fail(ctx, error);
+    }
   }
   function fail(ctx: Context, error: unknown): void {
     inside.delete(ctx.id);
