@@ -108,6 +108,8 @@ export async function createIsolatedFilter(
     if (now - forgottenAt < 1000) return;
     forgottenAt = now;
     waiting = waiting.filter((crossing) => !isExpired(crossing, now));
+    // What never answers must not take the place of others for ever.
+    for (const [id, crossing] of inside) if (isExpired(crossing, now)) inside.delete(id);
   }
 
   function schedule(): void {
@@ -119,6 +121,7 @@ export async function createIsolatedFilter(
   function flush(): void {
     isScheduled = false;
     if (!thread || !isReady || waiting.length === 0) return;
+    if (inside.size >= maxInside) forgetExpired();
     const packer = createPacker();
     const clients = new Map<Client, object>();
     const sent: Crossing[] = [];

@@ -277,6 +277,18 @@ describe("when the thread ends", () => {
     assert.ok(filter);
   });
 
+  test("packets that are never answered don't keep others out once their deadline has passed", async (t) => {
+    const { filter, publish } = await createIsolated(t, "ConcurrentRogue", { maxPackets: 5000 });
+    const controller = new AbortController();
+    const hung = Array.from({ length: 1000 }, () =>
+      filter.handle({ ...createPublishContext({ payload: "hang" }), signal: controller.signal }),
+    );
+    const behind = publish("edit");
+    await eventually(async () => (await Promise.race([behind, "waits"])) === "waits", true);
+    controller.abort();
+    await Promise.all([...hung, publish("edit"), behind]);
+  });
+
   test("packets whose deadline has passed while they waited are not handed over", async (t) => {
     const { filter, publish } = await createIsolated(t, "Rogue", { deadlineMs: 300 });
     await publish("order 0 first");
