@@ -193,7 +193,7 @@ export function fromCarry(value: unknown, seen?: Set<object>): unknown {
 }
 
 /** Writes what has come back into an object that others hold: maps and lists are gone into, not replaced. */
-export function mergeInto(target: Record<string, unknown>, changes: Record<string, unknown>): void {
+function mergeInto(target: Record<string, unknown>, changes: Record<string, unknown>): void {
   for (const [key, value] of Object.entries(changes)) {
     const old = target[key];
     const isSame = (isPlain(old) && isPlain(value)) || (Array.isArray(old) && Array.isArray(value));
@@ -277,7 +277,20 @@ function toEntries(map: ReadonlyMap<string, unknown>): PacketIn["data"] {
   return entries;
 }
 
-export function applyChanges(map: Map<string, unknown>, { set, deleted }: MapChanges): void {
+/** What the filter has done to its copy is done to the packet itself. */
+export function applyOutcome(ctx: FilterContext, out: PacketOut, payloads: ArrayBuffer | undefined): void {
+  const packet = ctx.packet as unknown as Record<string, unknown>;
+  if (out.packet) mergeInto(packet, out.packet);
+  if (out.payload) packet["payload"] = unpack(payloads, out.payload);
+  if (out.data) applyChanges(ctx.data, out.data);
+  if (out.clientData) applyChanges(ctx.client.data, out.clientData);
+  if (!out.verdict) return;
+  const [verdict, reason] = out.verdict;
+  if (verdict === "drop") ctx.drop();
+  else ctx[verdict](reason);
+}
+
+function applyChanges(map: Map<string, unknown>, { set, deleted }: MapChanges): void {
   for (const [key, value] of set) map.set(key, fromCarry(value));
   for (const key of deleted) map.delete(key);
 }

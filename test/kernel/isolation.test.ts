@@ -284,7 +284,7 @@ describe("when the thread ends", () => {
       filter.handle({ ...createPublishContext({ payload: "hang" }), signal: controller.signal }),
     );
     const behind = publish("edit");
-    await eventually(async () => (await Promise.race([behind, "waits"])) === "waits", true);
+    await eventually(async () => (await Promise.race([behind, Promise.resolve("waits")])) === "waits", true);
     controller.abort();
     await Promise.all([...hung, publish("edit"), behind]);
   });
