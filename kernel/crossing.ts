@@ -3,7 +3,7 @@
  * A Buffer is a view, and cloning it would take along all that it is a view on; so payloads are packed into one new block
  * of memory that changes hands, and other Buffers are copied to their own size.
  */
-import type { Client, FilterContext, FilterKind, Health, Message, PublishOutcome, Reason } from "./plugin.ts";
+import type { Client, FilterContext, FilterKind, Health, Message, PublishOutcome } from "./plugin.ts";
 import type { KindSource } from "./plugin-code.ts";
 import type { MessagePort } from "node:worker_threads";
 
@@ -59,7 +59,7 @@ export interface PacketOut {
   readonly result?: string | undefined;
   /** In place of a result: it threw or rejected. */
   readonly error?: { readonly message: string; readonly code: string | undefined };
-  readonly verdict?: readonly ["drop"] | readonly ["reject" | "disconnect", Reason];
+  readonly verdict?: readonly ["drop"] | readonly ["reject" | "disconnect", ...Parameters<FilterContext["reject"]>];
   /** Fields that were replaced. */
   readonly packet?: Record<string, unknown> | undefined;
   readonly payload?: Slice | undefined;
@@ -284,10 +284,12 @@ export function applyOutcome(ctx: FilterContext, out: PacketOut, payloads: Array
   if (out.payload) packet["payload"] = unpack(payloads, out.payload);
   if (out.data) applyChanges(ctx.data, out.data);
   if (out.clientData) applyChanges(ctx.client.data, out.clientData);
-  if (!out.verdict) return;
-  const [verdict, reason] = out.verdict;
-  if (verdict === "drop") ctx.drop();
-  else ctx[verdict](reason);
+  if (out.verdict?.[0] === "drop") {
+    ctx.drop();
+  } else if (out.verdict) {
+    const [verdict, ...words] = out.verdict;
+    ctx[verdict](...words);
+  }
 }
 
 function applyChanges(map: Map<string, unknown>, { set, deleted }: MapChanges): void {

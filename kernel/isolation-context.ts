@@ -9,7 +9,7 @@ import {
   type PacketIn,
   type PacketOut,
 } from "./crossing.ts";
-import type { Client, FilterResult, Reason } from "./plugin.ts";
+import type { Client, FilterContext, FilterResult } from "./plugin.ts";
 
 /** A Map that knows what was done to it. */
 interface Tracked {
@@ -104,12 +104,12 @@ export class Context {
     this.verdict = ["drop"];
   }
 
-  reject(reason: Reason): void {
-    this.verdict = ["reject", reason];
+  reject(...words: Parameters<FilterContext["reject"]>): void {
+    this.verdict = ["reject", ...words];
   }
 
-  disconnect(reason: Reason): void {
-    this.verdict = ["disconnect", reason];
+  disconnect(...words: Parameters<FilterContext["disconnect"]>): void {
+    this.verdict = ["disconnect", ...words];
   }
 
   abort(): void {

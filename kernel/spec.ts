@@ -54,7 +54,7 @@ export interface ProxySpec {
 /** A filter that runs in a thread of its own. */
 export interface IsolationSpec {
   readonly source: KindSource;
-  /** MiB of heap and buffers. */
+  /** MiB of heap; of buffers 64 more. */
   readonly heapMb: number;
   /** How long it may compute without a pause. */
   readonly deadlineMs: number;

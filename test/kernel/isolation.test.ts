@@ -202,9 +202,9 @@ describe("when the thread ends", () => {
     ["exit", "exit", /exit code 3/],
     ["uncaught", "crash", /nobody catches this/],
     ["unhandled", "crash", /nobody handles this/],
-    ["leak", "memory", /more than its 64 MiB/],
-    ["bigLeak", "memory", /more than its 64 MiB/],
-    ["bufferLeak", "memory", /more than its 64 MiB/],
+    ["leak", "memory", /more than heapMb allows/],
+    ["bigLeak", "memory", /more than heapMb allows/],
+    ["bufferLeak", "memory", /more than heapMb allows/],
   ];
   for (const [deed, reason, detail] of harms) {
     test(`by ${deed}: the packet in it fails, those behind it pass through the next one`, async (t) => {
