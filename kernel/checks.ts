@@ -3,15 +3,18 @@ import type { Entry, Issues } from "./entry.ts";
 import { isMap } from "./entry.ts";
 import type { ReadListener } from "./listener-options.ts";
 import type { FilterKind, PacketType } from "./plugin.ts";
-import { packetTypes } from "./registry.ts";
+import { packetTypes } from "./plugin-code.ts";
 import type { Path } from "./schema.ts";
-import type { Address } from "./spec.ts";
+import type { Address, IsolationSpec } from "./spec.ts";
 import { didYouMean } from "./suggest.ts";
 import { topicNameProblem } from "./topics.ts";
 
 export interface FilterEntry extends Entry {
   /** Undefined where its kind could not be loaded, which is a problem already reported. */
   readonly code: FilterKind | undefined;
+  /** As it is written, checked by the pipeline's schema. */
+  readonly isolate: unknown;
+  readonly isolation: IsolationSpec | undefined;
 }
 
 export interface PipelineEntry extends Entry {

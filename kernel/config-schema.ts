@@ -1,5 +1,5 @@
 /** One JSON Schema for any document of a config, with the options of every installed kind: what editors complete and check by. */
-import { kernelKinds } from "./kernel-kinds.ts";
+import { kernelKinds, kernelSchemas } from "./kernel-kinds.ts";
 import type { KindInfo } from "./plugin.ts";
 
 type Json = { readonly [key: string]: unknown };
@@ -17,6 +17,9 @@ const tolerated = {
   labels: { description: "Ignored." },
   createdAt: { description: "Ignored." },
 };
+
+/** What the kernel adds to every filter. */
+const { isolate } = kernelSchemas.Pipeline.properties.filters.items.properties;
 
 /** `kinds`: those of the installed plugins. */
 export function configSchema(kinds: readonly KindInfo[]): object {
@@ -45,6 +48,7 @@ function definition(info: KindInfo, filters: readonly KindInfo[]): Json {
       name,
       ...tolerated,
       ...properties,
+      ...(info.family === "filter" ? { isolate: rebase(isolate, "") } : {}),
       ...(info.kind === "Pipeline" ? { filters: filterList(properties?.["filters"] as Json, filters) } : {}),
     },
     required: ["kind", ...nameNeeded, ...required],

@@ -17,9 +17,10 @@ import { SluiceError } from "./errors.ts";
 import { isKernelKind, kernelKindNames, kernelSchemas, type KernelKind } from "./kernel-kinds.ts";
 import { type ReadListener, readListeners } from "./listener-options.ts";
 import type { FilterKind, ServiceKind } from "./plugin.ts";
+import { inspect } from "./isolation.ts";
 import { findPlugins, type Registry } from "./registry.ts";
 import { schemaCompiler, type Compile } from "./schema.ts";
-import { showDocument, toGatewaySpec, toPipelineSpec, toProxySpec } from "./spec-builder.ts";
+import { showDocument, toGatewaySpec, toIsolationSpec, toPipelineSpec, toProxySpec } from "./spec-builder.ts";
 import type { ObjectRef, Spec } from "./spec.ts";
 
 export type { Problem } from "./documents.ts";
@@ -65,6 +66,8 @@ export interface LoadedSpec {
 
 /** An entry whose options have been validated. */
 type Checked<E extends Entry> = E & { readonly valid: boolean };
+/** A service or filter before its kind is loaded. `isolate` of a filter is the kernel's, not among its options. */
+type Use = Checked<Entry> & { readonly isolate?: unknown };
 type Code = FilterKind | ServiceKind;
 
 /** Reads and validates the config and imports the kinds it names. What is wrong with it is in `problems`, all at once. */
@@ -94,12 +97,15 @@ export async function loadSpec(o: LoadOptions): Promise<LoadedSpec> {
     .map((entry) => validateOptions(entry, registry, found));
 
   const codes = await loadKinds([...services, ...drafts.flatMap((draft) => draft.filters)], registry, found);
-  const pipelines = drafts.map(({ entry, filters }) => ({
-    ...entry,
-    filters: filters.map((filter) => withCode(filter, codes)),
-  }));
-  for (const plugin of [...services, ...pipelines.flatMap((pipeline) => pipeline.filters)])
-    runValidate(plugin, codes.get(plugin.kind), found);
+  const pipelines: PipelineEntry[] = [];
+  for (const { entry, filters } of drafts) {
+    const loaded = filters.map(async (filter) =>
+      filter.isolate === undefined ? withCode(filter, codes) : inspectIsolated(filter, entry.valid, registry, found),
+    );
+    pipelines.push({ ...entry, filters: await Promise.all(loaded) });
+  }
+  const uses: Use[] = [...services, ...drafts.flatMap((draft) => draft.filters)];
+  for (const use of uses) if (use.isolate === undefined) runValidate(use, codes.get(use.kind), found);
 
   checkStore(
     services.filter(({ kind }) => isStore(codes.get(kind))),
@@ -204,7 +210,7 @@ function impliedEntries(registry: Registry, written: readonly Entry[], found: Is
     });
 }
 
-function readFilters(pipeline: Entry, registry: Registry, found: Issues): Checked<Entry>[] {
+function readFilters(pipeline: Entry, registry: Registry, found: Issues): Use[] {
   const { filters } = pipeline.options;
   if (!Array.isArray(filters)) return [];
   const parent = pipeline.name === "" ? `document ${pipeline.raw.index}` : pipeline.name;
@@ -212,7 +218,9 @@ function readFilters(pipeline: Entry, registry: Registry, found: Issues): Checke
     // What isn't a map, or lacks its kind, the pipeline's own schema has reported.
     if (!isMap(value) || typeof value["kind"] !== "string" || typeof value["name"] !== "string") return [];
     const entry = readEntry(pipeline.raw, ["filters", index], value, parent, found);
-    return entry === undefined ? [] : validateOptions(entry, registry, found);
+    if (entry === undefined) return [];
+    const { isolate, ...options } = entry.options;
+    return { ...validateOptions({ ...entry, options }, registry, found), isolate };
   });
 }
 
@@ -227,13 +235,15 @@ function validateOptions(entry: Entry, registry: Registry, found: Issues): Check
   return { ...result.entry, valid: result.valid };
 }
 
-/** Imports each kind once; what fails is reported at every use of it. */
-async function loadKinds(uses: readonly Entry[], registry: Registry, found: Issues): Promise<Map<string, Code>> {
+/** Imports each kind once, unless all its uses are isolated; what fails is reported at every use of it. */
+async function loadKinds(uses: readonly Use[], registry: Registry, found: Issues): Promise<Map<string, Code>> {
   const codes = new Map<string, Code>();
   const failures = new Map<string, SluiceError>();
   for (const kind of new Set(uses.map((use) => use.kind))) {
+    const isImported = uses.some((use) => use.kind === kind && use.isolate === undefined);
     try {
-      codes.set(kind, await registry.load(kind, kernelKindNames));
+      if (isImported) codes.set(kind, await registry.load(kind, kernelKindNames));
+      else registry.source(kind, kernelKindNames);
     } catch (error) {
       if (!(error instanceof SluiceError)) throw error;
       failures.set(kind, error);
@@ -260,9 +270,32 @@ function isStore(code: Code | undefined): boolean {
   return code !== undefined && "role" in code && code.role === "store";
 }
 
-function withCode(filter: Checked<Entry>, codes: ReadonlyMap<string, Code>): Checked<FilterEntry> {
+function withCode(filter: Use, codes: ReadonlyMap<string, Code>): FilterEntry {
   const code = codes.get(filter.kind);
-  return { ...filter, code: code !== undefined && "packets" in code ? code : undefined };
+  const isFilter = code !== undefined && "packets" in code;
+  return { ...filter, code: isFilter ? code : undefined, isolate: undefined, isolation: undefined };
+}
+
+/** Imports the kind of an isolated filter where it will run, in a thread, and has its own check of the options made there. */
+async function inspectIsolated(
+  filter: Use,
+  areLimitsValid: boolean,
+  registry: Registry,
+  found: Issues,
+): Promise<FilterEntry> {
+  const without = { ...filter, isolate: filter.isolate, isolation: undefined, code: undefined };
+  if (!areLimitsValid || registry.family(filter.kind) !== "filter") return without;
+  const isolation = toIsolationSpec(filter.isolate, registry.source(filter.kind));
+  if (!isolation) return without;
+  try {
+    const { kind, faults } = await inspect(isolation, filter.valid ? filter.options : undefined);
+    for (const { field, message } of faults) found.problem(filter.where(field), message);
+    return { ...without, isolation, code: kind };
+  } catch (error) {
+    if (!(error instanceof SluiceError)) throw error;
+    found.problem(filter.where(["kind"]), error.message, error.code);
+    return without;
+  }
 }
 
 /** A kind's own check of its options, where they have passed its schema. */

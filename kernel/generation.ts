@@ -4,7 +4,7 @@ import { configError, messageOf, SluiceError } from "./errors.ts";
 import { createHost, type HostSource } from "./host.ts";
 import { createPipeline, type FilterInstance, type Pipeline } from "./pipeline.ts";
 import type { Clock, Service } from "./plugin.ts";
-import { filtersOf } from "./plan.ts";
+import { filterChanges, filtersOf } from "./plan.ts";
 import { createProxy, type Proxy, type ProxyChange } from "./proxy.ts";
 import type { FilterSpec, ObjectRef, PipelineSpec, ServiceSpec, Spec } from "./spec.ts";
 import type { Store } from "./store.ts";
@@ -70,7 +70,7 @@ export async function buildGeneration(running: Generation, spec: Spec, workshop:
   try {
     for (const wanted of filtersOf(spec)) {
       const old = running.filters.get(wanted.name);
-      if (old && old.kind === wanted.kind && isDeepStrictEqual(old.options, wanted.options)) {
+      if (old && filterChanges(old, wanted).length === 0) {
         filters.set(wanted.name, old);
         continue;
       }
@@ -240,7 +240,7 @@ function pipelineOf(
 }
 
 async function createFilter(
-  { name, kind, options }: FilterSpec,
+  { name, kind, options, isolation }: FilterSpec,
   { source, startDeadlineMs }: Workshop,
 ): Promise<FilterInstance> {
   const [pipeline, filterName] = splitName(name);
@@ -253,6 +253,7 @@ async function createFilter(
       kind,
       filter,
       options,
+      isolation,
       async close() {
         await filter.close?.();
         abort();

@@ -7,11 +7,9 @@ import type { KindInfo } from "./plugin.ts";
 
 export type KernelKind = "Gateway" | "MQTTProxy" | "Pipeline";
 
-export const kernelSchemas: Readonly<Record<KernelKind, object>> = {
-  Gateway: gateway,
-  MQTTProxy: mqttProxy,
-  Pipeline: pipeline,
-};
+export const kernelSchemas = { Gateway: gateway, MQTTProxy: mqttProxy, Pipeline: pipeline } as const satisfies Readonly<
+  Record<KernelKind, object>
+>;
 
 export const kernelKindNames: readonly string[] = Object.keys(kernelSchemas);
 

@@ -14,7 +14,7 @@ import type {
   PacketType,
   Reason,
 } from "./plugin.ts";
-import type { PipelineSpec } from "./spec.ts";
+import type { IsolationSpec, PipelineSpec } from "./spec.ts";
 import { createThrottle } from "./throttle.ts";
 
 const passed: Outcome = { kind: "passed" };
@@ -63,6 +63,7 @@ export interface FilterInstance {
   readonly filter: Filter;
   /** What it was made from: a filter whose kind and options are the same is kept over a change. */
   readonly options: unknown;
+  readonly isolation?: IsolationSpec | undefined;
   readonly close: () => Promise<void>;
 }
 

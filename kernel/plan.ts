@@ -25,7 +25,7 @@ export function makePlan(running: Spec | undefined, wanted: Spec): Plan {
     ...serviceItems(running, wanted),
     ...compare(filtersOf(running), filtersOf(wanted), (old, next) => ({
       kind: next.kind.kind,
-      fields: old.kind === next.kind ? differing(old.options, next.options) : ["kind"],
+      fields: filterChanges(old, next),
     })),
     ...compare(running?.pipelines ?? [], wanted.pipelines, (old, next) => ({
       kind: "Pipeline",
@@ -85,6 +85,18 @@ export function filtersOf(spec: Spec | undefined): FilterSpec[] {
   return (spec?.pipelines ?? []).flatMap((pipeline) =>
     pipeline.filters.map((filter) => ({ ...filter, name: `${pipeline.name}/${filter.name}` })),
   );
+}
+
+/** What makes `next` another filter than `old`; nothing: it is kept. */
+export function filterChanges(
+  old: Pick<FilterSpec, "kind" | "options" | "isolation">,
+  next: Pick<FilterSpec, "kind" | "options" | "isolation">,
+): string[] {
+  // What stands for an isolated kind is made anew at each reading; where its code comes from is part of its isolation.
+  const isSameKind = next.isolation ? old.kind.kind === next.kind.kind : old.isolation || old.kind === next.kind;
+  if (!isSameKind) return ["kind"];
+  const isolate = isDeepStrictEqual(old.isolation, next.isolation) ? [] : ["isolate"];
+  return [...differing(old.options, next.options), ...isolate];
 }
 
 /** What a pipeline is beside its filters' options. */

@@ -1,21 +1,16 @@
 /** Which kinds the installed packages provide: manifests read and checked without running anything, code imported when a kind is in use. */
-import { pathToFileURL } from "node:url";
 import semver from "semver";
 import { SluiceError, type Code } from "./errors.ts";
 import { isKernelKind } from "./kernel-kinds.ts";
 import { readManifest, type Manifest, type PackageProblem } from "./manifest.ts";
 import { packagesIn, searchPlaces, type ImpliedDocument, type SearchPlace } from "./packages.ts";
-import type { FilterKind, KindInfo, PacketType, ServiceKind } from "./plugin.ts";
+import { importKind, standardImportDeadlineMs, type KindSource } from "./plugin-code.ts";
+import type { FilterKind, KindInfo, ServiceKind } from "./plugin.ts";
 import { schemaCompiler, type Compile, type Validate } from "./schema.ts";
 import { didYouMean } from "./suggest.ts";
 
 /** The plugin API's version, which `engines.sluice` of a plugin's package.json is matched against. */
 export const apiVersion: string = "1.0.0";
-
-/** How long a plugin's module may take to import. */
-const standardImportDeadlineMs = 10_000;
-
-export const packetTypes: readonly PacketType[] = ["Connect", "Publish", "Subscribe", "Unsubscribe", "Disconnect"];
 
 export interface Registry {
   /** Every kind found in installed plugins, with `results` and `packets` once loaded; not the kernel's own. */
@@ -27,6 +22,8 @@ export interface Registry {
    * besides, for "did you mean".
    */
   load(kind: string, others?: readonly string[]): Promise<FilterKind | ServiceKind>;
+  /** Where its code is, without importing it. @throws SluiceError as `load`, but for what only an import shows */
+  source(kind: string, others?: readonly string[]): KindSource;
   family(kind: string): "filter" | "service" | undefined;
   schema(kind: string): object | undefined;
   /** Checks a kind's options and fills in their defaults. */
@@ -179,7 +176,14 @@ function registryOf(
     );
   }
 
+  function source(kind: string, others: readonly string[] = []): KindSource {
+    const { package: name, version, kinds } = find(kind, others);
+    const { family, entry } = kinds.get(kind)!;
+    return { kind, family, package: name, version, entry };
+  }
+
   return {
+    source,
     kinds: () =>
       [...providers].map(([kind, [plugin]]) => {
         const from = plugin!.manifest;
@@ -190,10 +194,10 @@ function registryOf(
       }),
     has: (kind) => providers.has(kind),
     async load(kind, others = []) {
-      const from = find(kind, others);
+      const from = source(kind, others);
       let promise = loading.get(kind);
       if (promise === undefined) {
-        promise = importKind(kind, from, deadlineMs).then((code) => {
+        promise = importKind(from, deadlineMs).then((code) => {
           loaded.set(kind, code);
           return code;
         });
@@ -211,98 +215,3 @@ function registryOf(
 }
 
 const isFilter = (code: FilterKind | ServiceKind): code is FilterKind => "packets" in code;
-
-async function importKind(kind: string, manifest: Manifest, deadlineMs: number): Promise<FilterKind | ServiceKind> {
-  const { entry, family } = manifest.kinds.get(kind)!;
-  const module = await importWithin(entry, `${kind} of the package ${manifest.package}`, deadlineMs);
-  const code = defaultExport(module);
-  const faults = family === "filter" ? filterFaults(kind, code) : serviceFaults(kind, code);
-  if (faults.length > 0) {
-    throw new SluiceError(
-      "PLUGIN_BROKEN",
-      `the package ${manifest.package} can't be used: the default export of ${entry} ${faults.join(", and ")}`,
-    );
-  }
-  return code as FilterKind | ServiceKind;
-}
-
-/** Imports a plugin's file under the start deadline; `what` names it in the errors. */
-export async function importWithin(
-  entry: string,
-  what: string,
-  deadlineMs = standardImportDeadlineMs,
-): Promise<unknown> {
-  let timer: NodeJS.Timeout | undefined;
-  const deadline = new Promise<never>((_, reject) => {
-    timer = setTimeout(
-      () =>
-        reject(
-          new SluiceError(
-            "PLUGIN_START_TIMEOUT",
-            `${what} did not finish importing within ${deadlineMs / 1000} s: ${entry} waits for something at its top level`,
-          ),
-        ),
-      deadlineMs,
-    );
-  });
-  try {
-    return await Promise.race([import(pathToFileURL(entry).href), deadline]);
-  } catch (error) {
-    throw importError(error, entry, what);
-  } finally {
-    clearTimeout(timer);
-  }
-}
-
-function importError(error: unknown, entry: string, what: string): SluiceError {
-  if (error instanceof SluiceError) return error;
-  const { code, message } =
-    error instanceof Error ? (error as NodeJS.ErrnoException) : { code: undefined, message: String(error) };
-  if (code === "ERR_MODULE_NOT_FOUND" || code === "MODULE_NOT_FOUND") {
-    const missing = /Cannot find (?:package|module) '([^']+)'/.exec(message)?.[1];
-    if (missing !== undefined && !/^(\/|\.|[A-Za-z]:\\|file:)/.test(missing)) {
-      return new SluiceError(
-        "PLUGIN_DEPENDENCY_MISSING",
-        `${what} needs the package "${missing}", which is not installed: install it where the plugin is installed (npm install)`,
-        { cause: error },
-      );
-    }
-  }
-  return new SluiceError("PLUGIN_BROKEN", `${what} failed while ${entry} was imported: ${message.split("\n")[0]}`, {
-    cause: error,
-  });
-}
-
-/** A CommonJS module compiled from TypeScript has its default export one level further down. */
-function defaultExport(module: unknown): unknown {
-  const first = (module as { default?: unknown }).default;
-  const second = (first as { default?: unknown } | null | undefined)?.default;
-  return second === undefined ? first : second;
-}
-
-const isNames = (value: unknown): value is string[] =>
-  Array.isArray(value) && value.every((name) => typeof name === "string");
-
-function serviceFaults(kind: string, code: unknown): string[] {
-  if (typeof code !== "object" || code === null) return ["is missing or not an object"];
-  const faults: string[] = [];
-  const { kind: name, create } = code as Partial<Record<keyof ServiceKind, unknown>>;
-  if (name !== kind) faults.push(`says kind ${JSON.stringify(name)} where the manifest says "${kind}"`);
-  if (typeof create !== "function") faults.push("has no function create");
-  return faults;
-}
-
-function filterFaults(kind: string, code: unknown): string[] {
-  const faults = serviceFaults(kind, code);
-  if (typeof code !== "object" || code === null) return faults;
-  const { packets, results, discards = [] } = code as Partial<Record<keyof FilterKind, unknown>>;
-  if (!isNames(packets) || packets.some((type) => !(packetTypes as readonly string[]).includes(type))) {
-    faults.push(`has no list packets of ${packetTypes.join(", ")}`);
-  }
-  if (!isNames(results) || new Set(results).size !== results.length || results.includes("")) {
-    faults.push("has no list results of distinct names");
-  } else if (!isNames(discards) || discards.some((name) => !results.includes(name))) {
-    faults.push("has discards that are not among its results");
-  }
-  return faults;
-}

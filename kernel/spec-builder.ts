@@ -1,10 +1,11 @@
 /** Validated options -> the spec's types. Only called where no problem was found, so that each cast is what a schema has checked. */
 import { resolve } from "node:path";
 import { flowOf, type FilterEntry, type PipelineEntry } from "./checks.ts";
-import type { Entry } from "./entry.ts";
+import { isMap, type Entry } from "./entry.ts";
 import type { ConfigDocument, FilterKind, PacketType } from "./plugin.ts";
+import type { KindSource } from "./plugin-code.ts";
 import { redact } from "./schema-walk.ts";
-import type { FlowNode, GatewaySpec, ListenerSpec, PipelineSpec, ProxySpec } from "./spec.ts";
+import type { FlowNode, GatewaySpec, IsolationSpec, ListenerSpec, PipelineSpec, ProxySpec } from "./spec.ts";
 
 /** As the schema has checked them: what the spec holds, but for rules by packet type and times in milliseconds. */
 type ProxyOptions = Omit<
@@ -56,7 +57,12 @@ export function toPipelineSpec(entry: PipelineEntry): PipelineSpec {
   return {
     name: entry.name,
     flow: steps.length === 0 ? all : steps,
-    filters: entry.filters.map((filter) => ({ name: filter.name, kind: codeOf(filter), options: filter.options })),
+    filters: entry.filters.map((filter) => ({
+      name: filter.name,
+      kind: codeOf(filter),
+      options: filter.options,
+      ...(filter.isolation && { isolation: filter.isolation }),
+    })),
     data,
     timeoutMs: timeout * 1000,
   };
@@ -65,6 +71,14 @@ export function toPipelineSpec(entry: PipelineEntry): PipelineSpec {
 function codeOf(filter: FilterEntry): FilterKind {
   if (filter.code === undefined) throw new Error(`${filter.where()} has no code, and no problem says so`);
   return filter.code;
+}
+
+/** Of what `isolate` of a filter says; undefined for nothing. */
+export function toIsolationSpec(isolate: unknown, source: KindSource): IsolationSpec | undefined {
+  if (isolate === undefined) return undefined;
+  const limits = (isMap(isolate) ? isolate : {}) as { [limit: string]: number | undefined };
+  const { heapMb = 128, deadline = 5, maxPackets = 10_000, maxBytes = 64 * 2 ** 20 } = limits;
+  return { source, heapMb, deadlineMs: deadline * 1000, maxPackets, maxBytes };
 }
 
 interface GatewayOptions {
@@ -101,6 +115,7 @@ export function showDocument(
   const filters = entry.filters.map((filter) => ({
     name: filter.name,
     kind: filter.kind,
+    ...(filter.isolate !== undefined && { isolate: filter.isolate }),
     ...showOptions(filter, schemaOf),
   }));
   return { kind: entry.kind, name: entry.name, ...options, filters };

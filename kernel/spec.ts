@@ -1,5 +1,6 @@
 /** The config's documents once validated: what the gateway is built from. */
 import type { ConfigDocument, FilterKind, PacketType, QoS, ServiceKind } from "./plugin.ts";
+import type { KindSource } from "./plugin-code.ts";
 import type { QueueLimits } from "./store.ts";
 
 /** Windows of `timePeriod` seconds; 0 = no limit of that sort. A cost may overshoot and is paid back by later windows. */
@@ -114,11 +115,25 @@ export interface ProxySpec {
   readonly faultGraceMs: number;
 }
 
+/** A filter that runs in a thread of its own. */
+export interface IsolationSpec {
+  readonly source: KindSource;
+  /** MiB of heap; of buffers 64 more. */
+  readonly heapMb: number;
+  /** How long it may compute without a pause. */
+  readonly deadlineMs: number;
+  /** Packets with it or waiting for it, and their payload bytes. */
+  readonly maxPackets: number;
+  readonly maxBytes: number;
+}
+
 export interface FilterSpec {
   readonly name: string;
+  /** Of an isolated filter: what stands for it in this thread, another object at each reading of the config. */
   readonly kind: FilterKind;
   /** Without `name` and `kind`, defaults applied. */
   readonly options: unknown;
+  readonly isolation?: IsolationSpec | undefined;
 }
 
 export interface FlowNode {

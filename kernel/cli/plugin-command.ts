@@ -3,7 +3,7 @@ import { constants } from "node:os";
 import { loadSpec } from "../config.ts";
 import { SluiceError } from "../errors.ts";
 import type { Command, CommandIo, LoadedConfig } from "../plugin.ts";
-import { importWithin } from "../registry.ts";
+import { importWithin } from "../plugin-code.ts";
 import type { Cli } from "./main.ts";
 import { problemLine } from "./report.ts";
 

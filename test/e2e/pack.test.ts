@@ -148,6 +148,9 @@ filters:
     }
     await writeFile(join(home, "all.yaml"), text);
     await sluice("check", "-c", "all.yaml");
+    // The same in threads of their own.
+    await writeFile(join(home, "all.yaml"), text.replaceAll(/(?<=^ {2}- \{)/gm, " isolate: worker,"));
+    await sluice("check", "-c", "all.yaml");
   });
 
   test("sluice run takes a message to the record that sluice tail shows", { timeout: 30_000 }, async (t) => {

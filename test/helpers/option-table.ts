@@ -48,6 +48,7 @@ function typeOf(schema: Schema): string {
     return items === "map" ? "list of maps" : `list of ${items}s`;
   }
   if (typeof type === "string") return names[type] ?? type;
+  if (Array.isArray(type)) return type.map((each) => typeOf({ type: each as string })).join(" or ");
   const branches = schema["anyOf"] as Schema[] | undefined;
   return branches ? branches.map(typeOf).join(" or ") : "any";
 }

@@ -52,6 +52,15 @@ describe("the schema for editors", () => {
     ["no name", { kind: "Door" }],
     ["an unknown option", { kind: "Door", name: "d", prot: 1 }],
     ["an unknown option of a filter", { kind: "Pipeline", name: "p", filters: [{ kind: "Gate", name: "g", limt: 1 }] }],
+    [
+      "another place for a filter",
+      { kind: "Pipeline", name: "p", filters: [{ kind: "Sink", name: "g", backend: ["x"], isolate: "x" }] },
+    ],
+    [
+      "an unknown limit",
+      { kind: "Pipeline", name: "p", filters: [{ kind: "Sink", name: "g", backend: ["x"], isolate: { heap: 64 } }] },
+    ],
+    ["an isolated service", { kind: "Door", name: "d", isolate: "worker" }],
     ["a service as a filter", { kind: "Pipeline", name: "p", filters: [{ kind: "Door", name: "g" }] }],
     [
       "a wrong part behind a reference",
@@ -69,6 +78,15 @@ describe("the schema for editors", () => {
       [],
     );
   });
+
+  for (const isolate of ["worker", {}, { heapMb: 64, deadline: "${DEADLINE}" }]) {
+    test(`accepts ${JSON.stringify(isolate)} for isolate of any filter`, () => {
+      const filters = ["TopicMapper", "FileMQTT"].map((kind) => schema.$defs[kind]?.properties["isolate"]);
+      assert.ok(filters.every((each) => each?.description));
+      const greet = { kind: "Sink", name: "g", backend: ["x"], isolate };
+      assert.deepEqual(validate({ kind: "Pipeline", name: "p", filters: [greet] }), []);
+    });
+  }
 
   test("describes every option, and marks secrets", () => {
     assert.equal(schema.$defs["Gate"]?.properties["password"]?.writeOnly, true);
