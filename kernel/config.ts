@@ -24,6 +24,8 @@ export interface LoadOptions {
   readonly bins: readonly string[];
   /** Texts that files of the config are taken to hold, to see what would become of it. */
   readonly overlay?: Overlay;
+  /** Folders of packages, absolute, that hide their installed namesakes: what is being developed. */
+  readonly ahead?: readonly string[];
 }
 
 /** Where a document stands. */
@@ -69,7 +71,8 @@ export async function loadSpec(o: LoadOptions): Promise<LoadedSpec> {
     found.problem(entry.where(["kind"]), "a config has one Gateway document at most: merge them");
   const gateway = toGatewaySpec(gateways[0]?.valid === true ? gateways[0].options : undefined, files.folder);
   await checkFolders(gateways[0], gateway.plugins.dirs, found);
-  const registry = await findPlugins({ folder: files.folder, dirs: gateway.plugins.dirs, bins: o.bins, compile });
+  const { ahead = [], bins } = o;
+  const registry = await findPlugins({ ahead, folder: files.folder, dirs: gateway.plugins.dirs, bins, compile });
   const entries = [...written, ...impliedEntries(registry, written, found)];
 
   // All options are validated before any plugin's code runs.
