@@ -27,33 +27,39 @@ const payloads: readonly Buffer[] = [
 
 const will = { topic: "a/last", payload: Buffer.from("bye"), qos: 1, retain: false } as const;
 
-/** New ones at each call, since a filter may change them. */
-export function samplesOf(type: PacketType, signal: AbortSignal): FilterContext[] {
+/** What is common to them: the client, and the run's deadline. */
+interface Given {
+  readonly clientId: string;
+  readonly signal: AbortSignal;
+}
+
+/** Each makes a new one, since a filter may change it. */
+export function samplesOf(type: PacketType): ((given: Given) => FilterContext)[] {
   switch (type) {
     case "Publish":
       return [
-        ...payloads.map((payload) => createPublishContext({ payload, signal, username: "test" })),
-        ...topics.map((topic) => createPublishContext({ topic, signal })),
-        createPublishContext({ qos: 0, signal }),
-        createPublishContext({ origin: "will", signal }),
+        ...payloads.map((payload) => (given: Given) => createPublishContext({ ...given, payload, username: "test" })),
+        ...topics.map((topic) => (given: Given) => createPublishContext({ ...given, topic })),
+        (given) => createPublishContext({ ...given, qos: 0 }),
+        (given) => createPublishContext({ ...given, origin: "will" }),
       ];
     case "Connect":
       return [
-        createConnectContext({ signal }),
-        createConnectContext({ username: "test", password: "test", signal }),
-        createConnectContext({ username: "test", signal }),
-        createConnectContext({ username: "", password: "", clientId: "ü/#+", signal }),
-        createConnectContext({ clientId: "x".repeat(65_535), clean: false, will, signal }),
+        createConnectContext,
+        (given) => createConnectContext({ ...given, username: "test", password: "test" }),
+        (given) => createConnectContext({ ...given, username: "test" }),
+        (given) => createConnectContext({ ...given, username: "", password: "", clientId: "ü/#+" }),
+        (given) => createConnectContext({ ...given, clientId: "x".repeat(65_535), clean: false, will }),
       ];
     case "Subscribe":
-      return [["a/b/c"], ["#"], ["+/+", "a/#", "a/b"], ["$share/group/a/+"], ["/"]].map((topicFilters) =>
-        createSubscribeContext({ topicFilters, signal }),
+      return [["a/b/c"], ["#"], ["+/+", "a/#", "a/b"], ["$share/group/a/+"], ["/"]].map(
+        (topicFilters) => (given) => createSubscribeContext({ ...given, topicFilters }),
       );
     case "Unsubscribe":
-      return [["a/b/c"], ["#", "$share/group/a/+"]].map((topicFilters) =>
-        createUnsubscribeContext({ topicFilters, signal }),
+      return [["a/b/c"], ["#", "$share/group/a/+"]].map(
+        (topicFilters) => (given) => createUnsubscribeContext({ ...given, topicFilters }),
       );
     case "Disconnect":
-      return [true, false].map((graceful) => createDisconnectContext({ graceful, signal }));
+      return [true, false].map((graceful) => (given) => createDisconnectContext({ ...given, graceful }));
   }
 }
