@@ -1,30 +1,34 @@
 /** `sluice run`: the gateway in the foreground. */
 import { constants } from "node:os";
 import { pino, type DestinationStream, type Logger } from "pino";
-import { loadSpec } from "../config.ts";
+import type { Overlay } from "../config-files.ts";
+import { loadSpec, type LoadedSpec } from "../config.ts";
 import { createGateway, type Gateway } from "../gateway.ts";
 import { createReloader } from "../reload.ts";
 import { type Watcher, watchInputs } from "../watch.ts";
 import type { Cli } from "./main.ts";
 import { count, problemLine } from "./report.ts";
 
-export async function run(cli: Cli, { config, watch }: { config?: string; watch: boolean }): Promise<number> {
+/** @param o.load reads the config, as if its files held the overlay; what the command line names, if left out */
+export async function run(
+  cli: Cli,
+  o: { readonly config?: string; readonly watch: boolean; readonly load?: (overlay?: Overlay) => Promise<LoadedSpec> },
+): Promise<number> {
+  const { config, watch } = o;
   // The config says the level, and whether it can be read at all is not known yet.
   const log = pino({ timestamp: pino.stdTimeFunctions.isoTime }, await logStream(cli));
   const gateway = createGateway({ log, version: cli.version });
-  const reloader = createReloader({
-    load: (overlay = new Map()) => loadSpec({ ...cli, overlay, ...(config === undefined ? {} : { path: config }) }),
-    gateway,
-    log,
-  });
+  const read = (overlay: Overlay = new Map()): Promise<LoadedSpec> =>
+    loadSpec({ ...cli, overlay, ...(config === undefined ? {} : { path: config }) });
+  const reloader = createReloader({ load: o.load ?? read, gateway, log });
   const signals = catchSignals();
   let watcher: Watcher | undefined;
   const reload = async (by: string): Promise<void> => {
     await watcher?.mark();
     const readAt = Date.now();
     // What a config that is no good was read from is watched too: that is where it will be mended.
-    const { inputs: read } = await reloader.reload(by);
-    await watcher?.follow(read, readAt);
+    const { inputs: seen } = await reloader.reload(by);
+    await watcher?.follow(seen, readAt);
   };
   // From the first moment: without a listener a SIGHUP ends the process. One that comes during the start queues up.
   const onHangup = (): void => void reload("signal");

@@ -9,6 +9,7 @@ import { join } from "node:path";
 import { describe, test, type TestContext } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
+import { inspect } from "node:util";
 import type { Filter, FilterKind, Health, KindInfo, Service, ServiceKind } from "@sluice/kernel";
 import { createHost, findPlugins } from "@sluice/kernel/internal";
 import { checkUse, findUses, type Use } from "./examples.ts";
@@ -48,7 +49,8 @@ export async function testPlugin(folder: URL | string, options: ContractOptions 
         [],
       );
     });
-    for (const kind of kinds) describe(kind.kind, () => testKind(kind, { root, readme, own: options.options?.[kind.kind] ?? {} }));
+    for (const kind of kinds)
+      describe(kind.kind, () => testKind(kind, { root, readme, own: options.options?.[kind.kind] ?? {} }));
   });
 }
 
@@ -172,10 +174,10 @@ function faultOf(kind: FilterKind, outcome: { result: unknown } | { error: unkno
   if ("result" in outcome) {
     const { result } = outcome;
     if (result === undefined || (kind.results as readonly unknown[]).includes(result)) return undefined;
-    return `it returned ${String(result)}, which is not among its results`;
+    return `it returned ${inspect(result)}, which is not among its results`;
   }
   const { error } = outcome;
-  if (!(error instanceof Error)) return `it threw ${String(error)}, which is no Error`;
+  if (!(error instanceof Error)) return `it threw ${inspect(error)}, which is no Error`;
   // A call that failed outside names its cause, as fetch does.
   if (error.cause !== undefined || !mistakes.some((each) => error instanceof each)) return undefined;
   return `it threw ${error.stack}: return a result for what a retry can't mend`;

@@ -49,7 +49,10 @@ export async function checkUse(folder: string, family: "filter" | "service", use
     await writeFile(path, JSON.stringify(document));
     const { spec, problems } = await loadSpec({ path, cwd: temporary, env: {}, bins: [], ahead: [folder] });
     const loaded = family === "service" ? spec?.services[0] : spec?.pipelines[0]?.filters[0];
-    return { loaded, problems: problems.map(({ message, where }) => `${where.split(" > ").slice(2).join(" > ")}: ${message}`) };
+    return {
+      loaded,
+      problems: problems.map(({ message, where }) => `${where.split(" > ").slice(2).join(" > ")}: ${message}`),
+    };
   } finally {
     await rm(temporary, { recursive: true, force: true });
   }

@@ -75,9 +75,8 @@ export function createTestSource(folder: string, clock: Clock = systemClock) {
   return {
     source: { shared, metrics, log: createLogger({}) },
     logs,
-    async metricValue(name: string, labels: Record<string, string> = {}) {
-      return sumSeries(await metrics.text(), name, labels);
-    },
+    metricValue: async (name: string, labels: Record<string, string> = {}) =>
+      sumSeries(await metrics.text(), name, labels),
   };
 }
 

@@ -16,5 +16,12 @@ export { testPlugin, type ContractOptions } from "./contract.ts";
 export { createFilterMaker, type FilterMaker, type Problems } from "./filter.ts";
 export { createTestHost, type LogLine, type TestHost } from "./host.ts";
 export { createMemoryConfig, type MemoryConfig } from "./memory-config.ts";
-export { openPipeline, type Outcome, type PipelineOptions, type Run, type Step, type TestPipeline } from "./pipeline.ts";
+export {
+  openPipeline,
+  type Outcome,
+  type PipelineOptions,
+  type Run,
+  type Step,
+  type TestPipeline,
+} from "./pipeline.ts";
 export { createMemoryProxies, type MemoryProxies } from "./proxies.ts";

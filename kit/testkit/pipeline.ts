@@ -131,7 +131,8 @@ export async function openPipeline(yaml: string, options: PipelineOptions = {}):
     async send({ type, origin, packet, client }) {
       const name = options.name ?? running.pipelines.keys().next().value ?? "";
       const pipeline = running.pipelines.get(name);
-      if (!pipeline) throw new Error(`the config has no pipeline ${name}: it has ${[...running.pipelines.keys()].join(", ")}`);
+      if (!pipeline)
+        throw new Error(`the config has no pipeline ${name}: it has ${[...running.pipelines.keys()].join(", ")}`);
       let lane = lanes.get(client.id);
       if (!lane) lanes.set(client.id, (lane = createLane()));
       const recording: Recording = { steps: [], data: new Map() };

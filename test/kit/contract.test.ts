@@ -70,16 +70,21 @@ export default {
 }
 
 /** The names of the tests that failed, and everything that was printed. */
-async function runContract(folder: string, pattern: string): Promise<{ failed: string[]; passed: number; text: string }> {
+async function runContract(
+  folder: string,
+  pattern: string,
+): Promise<{ failed: string[]; passed: number; text: string }> {
   const args = ["--test", "--test-reporter=tap", `--test-name-pattern=${pattern}`, "contract.test.ts"];
   const { NODE_TEST_CONTEXT: _, ...env } = process.env;
   const child = spawn(process.execPath, args, { cwd: folder, env, stdio: ["ignore", "pipe", "pipe"] });
   let text = "";
-  for (const stream of [child.stdout, child.stderr]) stream.setEncoding("utf8").on("data", (some: string) => (text += some));
+  for (const stream of [child.stdout, child.stderr])
+    stream.setEncoding("utf8").on("data", (some: string) => (text += some));
   await once(child, "close");
   const results = [...text.matchAll(/^ *(not )?ok \d+ - (.*)$/gm)];
   // What a failed test is in fails with it.
-  const isSuite = (name: string) => name === "Sample" || name.includes("keeps the contract") || name.endsWith(".test.ts");
+  const isSuite = (name: string) =>
+    name === "Sample" || name.includes("keeps the contract") || name.endsWith(".test.ts");
   const failed = results.filter(([, not, name = ""]) => not && !isSuite(name)).map(([, , name = ""]) => name);
   return { failed, passed: results.length - failed.length, text };
 }
@@ -96,7 +101,11 @@ const flat = "leave the heap flat";
 
 /** What is wrong -> the parts, the test that has to fail, and what it has to say. */
 const broken: Readonly<Record<string, readonly [Parts, string, RegExp]>> = {
-  "a README without an example": [{ readme: "# Sample\n" }, "accepts what the README shows", /no YAML block of .* shows Sample/],
+  "a README without an example": [
+    { readme: "# Sample\n" },
+    "accepts what the README shows",
+    /no YAML block of .* shows Sample/,
+  ],
   "an example that the schema refuses": [
     { readme: soundReadme.replace("from", "[]") },
     "accepts what the README shows",
@@ -112,31 +121,39 @@ const broken: Readonly<Record<string, readonly [Parts, string, RegExp]>> = {
     "describes every option",
     /field/,
   ],
-  "a manifest without an API range": [{ manifest: { engines: {} } }, "manifest and schemas are sound", /engines\.sluice/],
-  "a result that is not declared": [{ handle: 'return "surprise";' }, answers, /surprise, which is not among its results/],
+  "a manifest without an API range": [
+    { manifest: { engines: {} } },
+    "manifest and schemas are sound",
+    /engines\.sluice/,
+  ],
+  "a result that is not declared": [
+    { handle: 'return "surprise";' },
+    answers,
+    /'surprise', which is not among its results/,
+  ],
   "a mistake for a fault": [
     { handle: "if (ctx.packet.payload) JSON.parse(ctx.packet.payload);" },
     answers,
     /SyntaxError.*return a result for what a retry can't mend/s,
   ],
-  "something thrown that is no Error": [{ handle: 'throw "no";' }, answers, /it threw no, which is no Error/],
+  "something thrown that is no Error": [{ handle: 'throw "no";' }, answers, /it threw 'no', which is no Error/],
   "a wait that no deadline ends": [
     { handle: "return new Promise(() => undefined);" },
     answers,
     /still waited for 2000 ms after ctx\.signal has aborted/,
   ],
-  "a timer that nobody clears": [{ create: "setInterval(() => undefined, 60_000).unref();" }, nothing, /Timeout opened at .*index\.js/],
+  "a timer that nobody clears": [
+    { create: "setInterval(() => undefined, 60_000).unref();" },
+    nothing,
+    /Timeout opened at .*index\.js/,
+  ],
   "a server that nobody closes": [
     { top: 'import { createServer } from "node:net";', create: 'createServer().listen(0, "127.0.0.1").unref();' },
     nothing,
     /TCPSERVERWRAP/,
   ],
   "a listener of the process": [{ create: 'process.on("SIGUSR2", () => undefined);' }, nothing, /SIGUSR2/],
-  "instances that something keeps": [
-    { top: "globalThis.built = [];" },
-    flat,
-    /100 of 100 instances are still held/,
-  ],
+  "instances that something keeps": [{ top: "globalThis.built = [];" }, flat, /100 of 100 instances are still held/],
   "memory that grows with each instance": [
     { top: "const kept = [];", create: "kept.push(Buffer.alloc(20_000, 1));" },
     flat,

@@ -2,7 +2,14 @@ import assert from "node:assert/strict";
 import { describe, test } from "node:test";
 import type { TestContext } from "node:test";
 import kind from "../../plugins/auth/connect-control.ts";
-import { createConnectContext, createPublishContext, createSubscribeContext, type Decision, createFilterMaker, createTestHost } from "@sluice/testkit";
+import {
+  createConnectContext,
+  createPublishContext,
+  createSubscribeContext,
+  type Decision,
+  createFilterMaker,
+  createTestHost,
+} from "@sluice/testkit";
 
 const maker = createFilterMaker(kind, new URL("../../plugins/auth/connect-control.schema.json", import.meta.url));
 const result = "bannedClientOrTopicError";

@@ -143,7 +143,10 @@ test("-f goes on with what is written, through rotations, until the signal", asy
   const { host, close } = createTestHost();
   t.after(close);
   const options = { topic: { default: "log" }, rotateBytes: 1024 };
-  const filter = await createFilterMaker(kind, new URL("../../plugins/file/schema.json", import.meta.url)).build(options, host);
+  const filter = await createFilterMaker(kind, new URL("../../plugins/file/schema.json", import.meta.url)).build(
+    options,
+    host,
+  );
   const publish = async () => filter.handle(createPublishContext({ payload: "x".repeat(100) }));
   for (let count = 0; count < 30; count++) await publish();
 

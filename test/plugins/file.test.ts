@@ -18,7 +18,13 @@ import type { Clock, Filter } from "../../kernel/plugin.ts";
 import kind from "../../plugins/file/index.ts";
 import { chooseExpired } from "../../plugins/file/retention.ts";
 import { fileName, isLegalTopic, parseFileName } from "../../plugins/file/topic-file.ts";
-import { createConnectContext, createPublishContext, createFilterMaker, createTestHost, type TestHost } from "@sluice/testkit";
+import {
+  createConnectContext,
+  createPublishContext,
+  createFilterMaker,
+  createTestHost,
+  type TestHost,
+} from "@sluice/testkit";
 
 const maker = createFilterMaker(kind, new URL("../../plugins/file/schema.json", import.meta.url));
 

@@ -5,7 +5,13 @@ import { createServer } from "node:net";
 import { after, before, test } from "node:test";
 import type { Filter, FilterContext, FilterResult } from "../../kernel/plugin.ts";
 import kind from "../../plugins/kafka/index.ts";
-import { createConnectContext, createPublishContext, createFilterMaker, createTestHost, type TestHost } from "@sluice/testkit";
+import {
+  createConnectContext,
+  createPublishContext,
+  createFilterMaker,
+  createTestHost,
+  type TestHost,
+} from "@sluice/testkit";
 import { startKafka, type Kafka } from "../helpers/kafka.ts";
 
 const maker = createFilterMaker(kind, new URL("../../plugins/kafka/schema.json", import.meta.url));
