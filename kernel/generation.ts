@@ -98,7 +98,9 @@ export async function buildGeneration(running: Generation, spec: Spec, workshop:
         services.set(wanted.name, old);
         continue;
       }
-      const made = await startService(wanted, old?.spec.kind === wanted.kind ? old.service : undefined, workshop);
+      // Of another version of its package it is the same kind: its socket has to pass to the new one all the same.
+      const previous = old?.spec.kind.kind === wanted.kind.kind ? old.service : undefined;
+      const made = await startService(wanted, previous, workshop);
       built.push({ name: wanted.name, close: made.close });
       services.set(wanted.name, made);
     }
@@ -115,7 +117,7 @@ export async function buildGeneration(running: Generation, spec: Spec, workshop:
     commit() {
       for (const [name, { filter, kind }] of filters) {
         const old = running.filters.get(name);
-        if (!old || old.filter === filter || old.kind !== kind) continue;
+        if (!old || old.filter === filter || old.kind.kind !== kind.kind) continue;
         try {
           filter.adopt?.(old.filter);
         } catch (error) {

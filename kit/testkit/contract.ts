@@ -8,9 +8,9 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { describe, test, type TestContext } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
-import { fileURLToPath } from "node:url";
+import { fileURLToPath, pathToFileURL } from "node:url";
 import { inspect } from "node:util";
-import type { Filter, FilterKind, Health, KindInfo, Service, ServiceKind } from "@sluice/kernel";
+import type { Command, Filter, FilterKind, Health, KindInfo, Service, ServiceKind } from "@sluice/kernel";
 import { createHost, findPlugins } from "@sluice/kernel/internal";
 import { checkUse, findUses, type Use } from "./examples.ts";
 import { collectGarbage, usedBytes } from "./heap.ts";
@@ -49,6 +49,16 @@ export async function testPlugin(folder: URL | string, options: ContractOptions 
         [],
       );
     });
+    for (const [command, { package: from, entry }] of registry.commands()) {
+      if (from !== name) continue;
+      test(`its command ${command} can be listed, explained and run`, async () => {
+        const module = (await import(pathToFileURL(entry).href)) as {
+          default?: Partial<Record<keyof Command, unknown>>;
+        };
+        const { summary, help, run } = module.default ?? {};
+        assert.deepEqual([typeof summary, typeof help, typeof run], ["string", "string", "function"]);
+      });
+    }
     for (const kind of kinds)
       describe(kind.kind, () => testKind(kind, { root, readme, own: options.options?.[kind.kind] ?? {} }));
   });

@@ -71,6 +71,6 @@ function listeners(): Map<string | symbol, number> {
 /** The first line of the stack that is neither Node's nor ours. */
 function opener(): string {
   const lines = (new Error().stack ?? "").split("\n").slice(1);
-  const line = lines.find((each) => /file:\/\/|\(\//.test(each) && !/resources\.[jt]s/.test(each));
+  const line = lines.find((each) => /file:\/\/|\(\//.test(each) && !each.includes(import.meta.url));
   return line === undefined ? "" : ` opened ${line.trim()}`;
 }

@@ -2,13 +2,14 @@
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { mkdir, mkdtemp, readdir, realpath, rm, writeFile } from "node:fs/promises";
+import { cp, mkdir, mkdtemp, readdir, readFile, realpath, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { delimiter, join } from "node:path";
 import { after, before, test, type TestContext } from "node:test";
 import { connectAsync, type MqttClient } from "mqtt";
 import { createClone, type Clone } from "../helpers/clone.ts";
 import { eventually } from "../helpers/eventually.ts";
+import { findFreePort } from "../helpers/free-port.ts";
 
 const bins = join(import.meta.dirname, "../../node_modules/.bin");
 const patienceMs = 30_000;
@@ -246,6 +247,42 @@ test("the config that is made has each kind where it belongs, with the example o
   await client.subscribeAsync("hello");
   assert.equal(await nextMessage(client), "hi");
   await assert.rejects(client.subscribeAsync("hello/refused"));
+});
+
+test("a service at a fixed port passes its socket on at a save", async (t) => {
+  const folder = await makePlugin(t, {});
+  await cp(join(import.meta.dirname, "../../docs/examples/webhook"), folder, { recursive: true });
+  const port = await findFreePort();
+  const token = "a-token-for-tests-only";
+  const hook = { kind: "Webhook", name: "webhook", port, token, hooks: [{ path: "/alarm", topic: "alarms/all" }] };
+  const proxy = { kind: "MQTTProxy", name: "mqttproxy", host: "127.0.0.1", port: 0, brokerMode: true };
+  await writeFile(join(folder, "sluice.yaml"), `${JSON.stringify(proxy)}\n---\n${JSON.stringify(hook)}\n`);
+  await startDev(t, folder);
+  async function ask(): Promise<string> {
+    const headers = { authorization: `Bearer ${token}` };
+    const response = await fetch(`http://127.0.0.1:${port}/alarm`, { method: "POST", headers, body: "x" });
+    return response.text();
+  }
+  assert.equal(await ask(), '{"matched":0}\n');
+  const code = await readFile(join(folder, "index.js"), "utf8");
+  await writeFile(join(folder, "index.js"), code.replace("{ matched })", "{ reached: matched })"));
+  await eventually(ask, '{"reached":0}\n', patienceMs);
+});
+
+test("what can't be built at the start starts nothing; what a killed process left is removed", async (t) => {
+  const folder = await makePlugin(t, {
+    "package.json": { name: "sluice-stamp", version: "1.0.0", scripts: { build: "echo no compiler; exit 1" } },
+    // No process has this number.
+    ".sluice/dev-4194305/1/index.js": "",
+  });
+  const child = spawn(process.execPath, [join(clone.folder, "kernel/cli.ts"), "dev", "--plugin", folder]);
+  let stderr = "";
+  child.stderr.setEncoding("utf8").on("data", (text: string) => (stderr += text));
+  const [code] = (await once(child, "close")) as [number];
+  assert.equal(code, 1);
+  assert.match(stderr, /npm run build failed\nno compiler/);
+  assert.match(stderr, /1 problem: nothing was started/);
+  assert.ok(!(await readdir(folder)).includes(".sluice"));
 });
 
 test("a folder without a package.json is named as wrong usage", async (t) => {

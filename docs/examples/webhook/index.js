@@ -7,11 +7,11 @@ import { createServer } from "node:http";
  * @typedef {{ readonly path: string, readonly topic: string, readonly proxy: string, readonly qos: 0 | 1 }} Hook
  * @typedef {{ readonly host: string, readonly port: number, readonly token: string, readonly maxBodyBytes: number,
  *   readonly hooks: readonly Hook[] }} Options
- * @typedef {{ readonly server: import("node:http").Server, answer: import("node:http").RequestListener }} Door
+ * @typedef {import("node:http").RequestListener} Listener
+ *
+ * A socket, and who answers behind it: the first of them, until it leaves.
+ * @typedef {{ readonly server: import("node:http").Server, readonly tenants: Listener[] }} Door
  */
-
-/** Of services that may pass their server on: where it is, and who gets it. @type {WeakMap<object, { address: string, heir?: (door: Door) => void }>} */
-const running = new WeakMap();
 
 /** @type {import("@sluice/kernel").ServiceKind<Options>} */
 const kind = {
@@ -21,8 +21,6 @@ const kind = {
     const hooks = new Map(options.hooks.map((hook) => [hook.path, hook]));
     /** @type {Door | undefined} */
     let door;
-    /** @type {{ heir?: (door: Door) => void } | undefined} */
-    let predecessor;
 
     /** @param {import("node:http").IncomingMessage} request @param {import("node:http").ServerResponse} response */
     async function serve(request, response) {
@@ -39,7 +37,7 @@ const kind = {
       reply(response, 200, { matched });
     }
 
-    /** @type {import("node:http").RequestListener} */
+    /** @type {Listener} */
     function answer(request, response) {
       serve(request, response).catch((error) => {
         host.log.error({ error: error.message }, "A hook failed");
@@ -48,46 +46,41 @@ const kind = {
     }
 
     const service = {
-      // A config change replaces a service while the old one still listens: one at the same address hands over its server.
-      /** @param {object} previous */
+      address,
+      door: () => door,
+      // A config change builds the next service while this one listens. At the same address it moves in behind the same
+      // socket, and answers once the one before it has been stopped; if the change is given up, it moves out again.
+      /** @param {any} previous of the same kind, if perhaps of another version of this file */
       adopt(previous) {
-        const old = running.get(previous);
-        if (old?.address !== address) return;
-        predecessor = old;
-        old.heir = (/** @type {Door} */ taken) => {
-          door = taken;
-          taken.answer = answer;
-        };
+        door = previous.address === address ? previous.door() : undefined;
+        door?.tenants.push(answer);
       },
       async start() {
-        if (predecessor) return;
-        const server = createServer((request, response) => mine.answer(request, response));
-        /** @type {Door} */
-        const mine = { server, answer };
+        if (door) return;
+        const tenants = [answer];
+        const server = createServer((request, response) => tenants[0]?.(request, response));
         server.listen(options.port, options.host);
         await once(server, "listening");
-        door = mine;
+        door = { server, tenants };
       },
       async stop() {
-        // Given up before the handover: the predecessor keeps its server.
-        if (predecessor && !door) delete predecessor.heir;
-        const heir = running.get(service)?.heir;
         if (!door) return;
-        if (heir) return heir(door);
-        const closed = once(door.server, "close");
-        door.server.close();
-        door.server.closeIdleConnections();
+        const { server, tenants } = door;
+        door = undefined;
+        tenants.splice(tenants.indexOf(answer), 1);
+        if (tenants.length > 0) return;
+        const closed = once(server, "close");
+        server.close();
+        server.closeIdleConnections();
         await closed;
       },
       health() {
         const bound = door?.server.address();
-        return {
-          ok: true,
-          detail: bound && typeof bound === "object" ? `http://${options.host}:${bound.port}` : address,
-        };
+        return bound && typeof bound === "object"
+          ? { ok: true, detail: `http://${options.host}:${bound.port}` }
+          : { ok: false, detail: "not listening" };
       },
     };
-    running.set(service, { address });
     return service;
   },
 };
