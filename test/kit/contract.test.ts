@@ -142,6 +142,15 @@ const broken: Readonly<Record<string, readonly [Parts, string, RegExp]>> = {
     answers,
     /still waited for 2000 ms after ctx\.signal has aborted/,
   ],
+  "a fault that sticks": [
+    {
+      top: "let busy = false;",
+      handle:
+        'if (busy) throw new Error("busy"); busy = true; void ctx.packet.payload; void ctx.packet.packetId; busy = false;',
+    },
+    "a fault is one packet's",
+    /a sound one has .*busy/s,
+  ],
   "a timer that nobody clears": [
     { create: "setInterval(() => undefined, 60_000).unref();" },
     nothing,

@@ -8,6 +8,7 @@ import { join } from "node:path";
 import { after, before, describe, test, type TestContext } from "node:test";
 import { promisify } from "node:util";
 import { connectAsync } from "mqtt";
+import { parse } from "yaml";
 import { startRegistry, type Registry } from "../helpers/registry.ts";
 
 const run = promisify(execFile);
@@ -150,6 +151,8 @@ describe("the command", () => {
     for (const file of [".gitignore", ".github/workflows/ci.yml", "README.md", "tsconfig.json"]) {
       assert.ok(files.includes(file), file);
     }
+    const workflow = parse(await readFile(join(folder, ".github/workflows/ci.yml"), "utf8")) as { jobs: object };
+    assert.deepEqual(Object.keys(workflow.jobs), ["test", "publish"]);
     for (const file of files.filter((each) => /\.\w+$/.test(each) && !/^\.git\w*$/.test(each))) {
       assert.doesNotMatch(await readFile(join(folder, file), "utf8"), /__[A-Za-z]+__/, file);
     }
