@@ -13,7 +13,7 @@ import { startRegistry, type Registry } from "../helpers/registry.ts";
 
 const run = promisify(execFile);
 const bin = join(import.meta.dirname, "../../kit/create-sluice-plugin/index.ts");
-const slow = { timeout: 240_000 };
+const slow = { timeout: 600_000 };
 
 async function makeFolder(t?: TestContext): Promise<string> {
   const folder = await realpath(await mkdtemp(join(tmpdir(), "sluice-create-")));

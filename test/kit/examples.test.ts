@@ -14,7 +14,7 @@ import { startRegistry, type Registry } from "../helpers/registry.ts";
 
 const run = promisify(execFile);
 const examples = join(import.meta.dirname, "../../docs/examples");
-const slow = { timeout: 240_000 };
+const slow = { timeout: 600_000 };
 const token = "a-token-for-tests-only";
 
 let registry: Registry;
