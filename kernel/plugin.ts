@@ -127,8 +127,8 @@ export interface Filter {
    */
   handle(ctx: FilterContext): FilterResult | Promise<FilterResult>;
   /**
-   * A config change, or a new version of the plugin, replaces `previous`, of the same kind and name, by this instance:
-   * take over what need not be opened anew. Called once all that is new is built, before the first `handle`; packets under way still finish in `previous`,
+   * A config change replaces `previous`, of the same kind and name, by this instance: take over what need not be opened
+   * anew. Called once all that is new is built, before the first `handle`; packets under way still finish in `previous`,
    * which is closed after them. A throw is logged and changes nothing.
    */
   adopt?(previous: Filter): void;
@@ -165,8 +165,8 @@ export interface FilterKind<C = unknown> {
 /** An instance of a service kind: what runs beside the pipelines. */
 export interface Service {
   /**
-   * A config change, or a new version of the plugin, replaces `previous`, of the same kind and name: note what this
-   * instance will take over when `previous` is stopped, which is after the change has been made. Called before `start`; the change may still be given up, and then
+   * A config change replaces `previous`, of the same kind and name: note what this instance will take over when `previous`
+   * is stopped, which is after the change has been made. Called before `start`; the change may still be given up, and then
    * this instance is stopped and `previous` goes on.
    */
   adopt?(previous: Service): void;

@@ -1,8 +1,8 @@
 /** `sluice dev`: a gateway with the plugin that is being written, built and loaded anew whenever a file of it is saved. */
 import { access } from "node:fs/promises";
 import { join, resolve } from "node:path";
-import { readConfigFiles, type Overlay } from "../config-files.ts";
-import { loadSpec, type LoadedSpec } from "../config.ts";
+import { readConfigFiles } from "../config-files.ts";
+import { loadSpec } from "../config.ts";
 import { makeDevConfig } from "./dev-config.ts";
 import { openDevPlugin, type DevPlugin } from "./dev-plugin.ts";
 import type { Cli } from "./main.ts";
@@ -22,7 +22,7 @@ export async function dev(cli: Cli, { plugin, config }: { plugin: string; config
   const path = config === undefined ? await ownConfig(cli, folder) : resolve(cli.cwd, config);
   const opened = await openDevPlugin(folder, path === undefined ? [] : [path]);
   try {
-    return await run(cli, { watch: true, load: createLoad(cli, opened, path) });
+    return await run(cli, { watch: true, load: createLoad(opened, path) });
   } finally {
     await opened.close();
   }
@@ -35,13 +35,13 @@ async function ownConfig({ env }: Cli, folder: string): Promise<string | undefin
 }
 
 /** @param path of the config; undefined where one has to be made */
-function createLoad(cli: Cli, plugin: DevPlugin, path: string | undefined) {
-  return async (overlay: Overlay = new Map()): Promise<LoadedSpec> => {
+function createLoad(plugin: DevPlugin, path: string | undefined): typeof loadSpec {
+  return async (options) => {
     const { ahead, problems, files } = await plugin.refresh();
     const [copy] = ahead;
     const made = path ?? join(plugin.scratch, "sluice.yaml");
     if (path === undefined && copy !== undefined) await makeDevConfig(made, copy);
-    const loaded = await loadSpec({ ...cli, path: made, overlay, ahead });
+    const loaded = await loadSpec({ ...options, path: made, ahead });
     const inputs = new Set([...loaded.inputs, ...files]);
     if (path === undefined) inputs.delete(made);
     if (problems.length === 0) return { ...loaded, inputs };

@@ -1,34 +1,35 @@
 /** `sluice run`: the gateway in the foreground. */
 import { constants } from "node:os";
 import { pino, type DestinationStream, type Logger } from "pino";
-import type { Overlay } from "../config-files.ts";
-import { loadSpec, type LoadedSpec } from "../config.ts";
+import { loadSpec } from "../config.ts";
 import { createGateway, type Gateway } from "../gateway.ts";
 import { createReloader } from "../reload.ts";
 import { type Watcher, watchInputs } from "../watch.ts";
 import type { Cli } from "./main.ts";
 import { count, problemLine } from "./report.ts";
 
-/** @param o.load reads the config, as if its files held the overlay; what the command line names, if left out */
+/** @param o.load takes the place of `loadSpec` */
 export async function run(
   cli: Cli,
-  o: { readonly config?: string; readonly watch: boolean; readonly load?: (overlay?: Overlay) => Promise<LoadedSpec> },
+  o: { readonly config?: string; readonly watch: boolean; readonly load?: typeof loadSpec },
 ): Promise<number> {
-  const { config, watch } = o;
+  const { config, watch, load = loadSpec } = o;
   // The config says the level, and whether it can be read at all is not known yet.
   const log = pino({ timestamp: pino.stdTimeFunctions.isoTime }, await logStream(cli));
   const gateway = createGateway({ log, version: cli.version });
-  const read = (overlay: Overlay = new Map()): Promise<LoadedSpec> =>
-    loadSpec({ ...cli, overlay, ...(config === undefined ? {} : { path: config }) });
-  const reloader = createReloader({ load: o.load ?? read, gateway, log });
+  const reloader = createReloader({
+    load: (overlay = new Map()) => load({ ...cli, overlay, ...(config === undefined ? {} : { path: config }) }),
+    gateway,
+    log,
+  });
   const signals = catchSignals();
   let watcher: Watcher | undefined;
   const reload = async (by: string): Promise<void> => {
     await watcher?.mark();
     const readAt = Date.now();
     // What a config that is no good was read from is watched too: that is where it will be mended.
-    const { inputs: seen } = await reloader.reload(by);
-    await watcher?.follow(seen, readAt);
+    const { inputs: read } = await reloader.reload(by);
+    await watcher?.follow(read, readAt);
   };
   // From the first moment: without a listener a SIGHUP ends the process. One that comes during the start queues up.
   const onHangup = (): void => void reload("signal");

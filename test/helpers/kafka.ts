@@ -7,17 +7,19 @@ import { execFile, spawn, type ChildProcess } from "node:child_process";
 import { createHash, randomBytes, randomUUID } from "node:crypto";
 import { existsSync } from "node:fs";
 import { cp, mkdir, mkdtemp, readFile, rename, rm, stat, writeFile } from "node:fs/promises";
+import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { promisify } from "node:util";
 import { Kafka as KafkaJs, logLevel, type Admin } from "kafkajs";
 import { stopIdleTimer } from "../../plugins/kafka/client.ts";
-import { findFreePort } from "./free-port.ts";
 
 const execute = promisify(execFile);
 const cacheFolder = join(import.meta.dirname, "../../.cache/kafka");
 const ownFolder = join(import.meta.dirname, "kafka");
+/** Below Linux' ephemeral range (32768-60999), so that no outgoing connection takes the port while the broker is down. */
+const portRange = { from: 20_000, to: 32_000 };
 const startTimeoutMs = 60_000;
 const jarsTimeoutMs = 300_000;
 
@@ -238,10 +240,10 @@ async function startOwn(jars: string, config: Readonly<Record<string, string>>):
   }
 
   for (let attempt = 1; child === undefined; attempt++) {
-    port = await findFreePort();
+    port = await freePort();
     await rm(join(folder, "data"), { recursive: true, force: true });
     await cp(join(jars, "data"), join(folder, "data"), { recursive: true });
-    await writeFile(file, properties(join(folder, "data"), port, await findFreePort(), config));
+    await writeFile(file, properties(join(folder, "data"), port, await freePort(), config));
     // Another process may take the port between the probe and the bind.
     await run().catch((error: unknown) => {
       if (attempt === 3) throw error;
@@ -312,6 +314,19 @@ async function runBroker(jars: string, file: string): Promise<ChildProcess> {
     throw new Error(`Kafka did not start; the end of its log:\n${log}`, { cause });
   }
   return child;
+}
+
+async function freePort(): Promise<number> {
+  for (let attempt = 0; attempt < 100; attempt++) {
+    const port = portRange.from + Math.floor(Math.random() * (portRange.to - portRange.from));
+    const free = await new Promise<boolean>((resolve) => {
+      const server = createServer();
+      server.once("error", () => resolve(false));
+      server.listen(port, "127.0.0.1", () => server.close(() => resolve(true)));
+    });
+    if (free) return port;
+  }
+  throw new Error(`no free port between ${portRange.from} and ${portRange.to}`);
 }
 
 function refuse(): never {
