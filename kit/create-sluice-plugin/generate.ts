@@ -61,6 +61,7 @@ export async function generate(folder: string, { name, family, kind }: PluginNam
   const words: Readonly<Record<string, string>> = {
     __name__: name,
     __Kind__: kind,
+    __family__: family,
     __use__: joinWords(kind, "-"),
     __metric__: joinWords(kind, "_"),
     // The kernel, the kit and this package are released together.

@@ -23,6 +23,9 @@ interface Published {
   readonly manifest: object;
 }
 
+/** The package that brings the command `sluice`. */
+export const gatewayPackage = "@sluice/kernel";
+
 export interface Registry {
   /** For what runs npm: this registry, no questions, and the node that runs the tests. */
   readonly env: NodeJS.ProcessEnv;

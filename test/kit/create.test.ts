@@ -9,7 +9,7 @@ import { after, before, describe, test, type TestContext } from "node:test";
 import { promisify } from "node:util";
 import { connectAsync } from "mqtt";
 import { parse } from "yaml";
-import { startRegistry, type Registry } from "../helpers/registry.ts";
+import { gatewayPackage, startRegistry, type Registry } from "../helpers/registry.ts";
 
 const run = promisify(execFile);
 const bin = join(import.meta.dirname, "../../kit/create-sluice-plugin/index.ts");
@@ -49,7 +49,7 @@ describe("from the registry", slow, () => {
     const gateway = join(home, `${name}-gateway`);
     await mkdir(gateway);
     await writeFile(join(gateway, "package.json"), JSON.stringify({ name: "gateway", private: true }));
-    await npm(gateway, "install", "@sluice/kernel", `../${name}-0.1.0.tgz`);
+    await npm(gateway, "install", gatewayPackage, `../${name}-0.1.0.tgz`);
     return gateway;
   }
 

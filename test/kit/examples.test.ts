@@ -10,7 +10,7 @@ import { promisify } from "node:util";
 import { connectAsync, type MqttClient } from "mqtt";
 import { eventually } from "../helpers/eventually.ts";
 import { hasRedis, startRedis } from "../helpers/redis.ts";
-import { startRegistry, type Registry } from "../helpers/registry.ts";
+import { gatewayPackage, startRegistry, type Registry } from "../helpers/registry.ts";
 
 const run = promisify(execFile);
 const examples = join(import.meta.dirname, "../../docs/examples");
@@ -126,7 +126,7 @@ describe("together in a gateway", slow, () => {
       await npm(join(home, name), "pack", "--pack-destination", gateway);
       tarballs.push(`./sluice-example-${name}-1.0.0.tgz`);
     }
-    await npm(gateway, "install", "@sluice/kernel", ...tarballs);
+    await npm(gateway, "install", gatewayPackage, ...tarballs);
   }, slow);
 
   /** What a stream holds: topic and payload of each entry. */
