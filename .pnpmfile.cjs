@@ -31,7 +31,7 @@ function beforePacking(manifest, dir) {
   if ("types" in packed) packed.types = toBuilt(packed.types, dir, ".d.ts");
   // Entries and commands; a schema's path is no TypeScript's.
   if ("sluice" in packed) packed.sluice = toBuilt(packed.sluice, dir);
-  packed.files = ["dist", "!dist/**/*.tsbuildinfo", "schema.json", "*.schema.json"];
+  packed.files = ["dist", "!dist/**/*.tsbuildinfo", "schema.json", "*.schema.json", "template"];
   return packed;
 }
 

@@ -36,6 +36,8 @@ export interface LoadOptions {
   readonly overlay?: Overlay;
   /** One for all loads of a process: compiling the schemas is what most of a load's time would go to. */
   readonly compile?: Compile;
+  /** Folders of packages, absolute, that hide their installed namesakes: what is being developed. */
+  readonly ahead?: readonly string[];
 }
 
 /** Where a document stands. */
@@ -83,7 +85,8 @@ export async function loadSpec(o: LoadOptions): Promise<LoadedSpec> {
     found.problem(entry.where(["kind"]), "a config has one Gateway document at most: merge them");
   const gateway = toGatewaySpec(gateways[0]?.valid === true ? gateways[0].options : undefined, files.folder);
   await checkFolders(gateways[0], gateway.plugins.dirs, found);
-  const registry = await findPlugins({ folder: files.folder, dirs: gateway.plugins.dirs, bins: o.bins, compile });
+  const { ahead = [], bins } = o;
+  const registry = await findPlugins({ ahead, folder: files.folder, dirs: gateway.plugins.dirs, bins, compile });
   const entries = [...written, ...impliedEntries(registry, written, found)];
 
   // All options are validated before any plugin's code runs.

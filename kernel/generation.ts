@@ -104,7 +104,8 @@ export async function buildGeneration(running: Generation, spec: Spec, workshop:
         services.set(wanted.name, old);
         continue;
       }
-      const previous = old?.spec.kind === wanted.kind ? old.service : undefined;
+      // Of another version of its package it is the same kind: its socket has to pass to the new one all the same.
+      const previous = old?.spec.kind.kind === wanted.kind.kind ? old.service : undefined;
       const made = await located(
         spec,
         { family: "service", name: wanted.name },
@@ -126,7 +127,7 @@ export async function buildGeneration(running: Generation, spec: Spec, workshop:
     commit() {
       for (const [name, { filter, kind }] of filters) {
         const old = running.filters.get(name);
-        if (!old || old.filter === filter || old.kind !== kind) continue;
+        if (!old || old.filter === filter || old.kind.kind !== kind.kind) continue;
         try {
           filter.adopt?.(old.filter);
         } catch (error) {

@@ -22,13 +22,17 @@ export interface SearchPlace {
 
 type Json = Record<string, unknown>;
 
-/** In the order in which they are searched: the config's own package, `plugins.dirs`, what lies above the bin. */
+/** In the order in which they are searched: `ahead`, the config's own package, `plugins.dirs`, what lies above the bin. */
 export async function searchPlaces(o: {
+  readonly ahead?: readonly string[];
   readonly folder: string;
   readonly dirs: readonly string[];
   readonly bins: readonly string[];
 }): Promise<SearchPlace[]> {
   const places: SearchPlace[] = [];
+  for (const folder of o.ahead ?? []) {
+    places.push({ label: `the package ${folder}`, folders: [await realpath(folder)], missing: [], implied: [] });
+  }
   const nearest = (await packageFilesAbove(o.folder))[0];
   if (nearest !== undefined) places.push(await dependenciesOf(nearest, false));
   for (const dir of o.dirs) places.push(await packagesBelow(dir));

@@ -1,6 +1,7 @@
 /**
  * The plugin API: types only, so that a plugin needs no runtime import of the kernel and two copies of it can't clash.
  * Its version, which `engines.sluice` of a plugin's package.json is matched against, is {@link apiVersion} in registry.ts.
+ * What has no `@since` has been there from 1.0.0; docs/plugin-api.md says which change needs which version.
  */
 import type { X509Certificate } from "node:crypto";
 

@@ -36,6 +36,8 @@ export interface Registry {
 }
 
 export async function findPlugins(o: {
+  /** Folders of packages, absolute, that hide their namesakes wherever those lie: what is being developed. */
+  readonly ahead?: readonly string[];
   /** Where the config lies. */
   readonly folder: string;
   /** `plugins.dirs`, absolute: folders whose subfolders, or which themselves, are packages. */

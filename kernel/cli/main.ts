@@ -20,6 +20,7 @@ export interface Cli {
 interface Options {
   readonly config?: string;
   readonly watch: boolean;
+  readonly plugin: string;
 }
 
 const exitCodes = `
@@ -50,6 +51,14 @@ export async function main(args: readonly string[], bins: readonly string[]): Pr
       code = await (await import("./run.ts")).run(cli, { watch, ...(config === undefined ? {} : { config }) });
     },
   ).option("--no-watch", "do not follow changes of the config's files");
+  own(
+    program,
+    "dev",
+    "run a gateway with the plugin in a folder, built and loaded anew whenever a file of it is saved",
+    async (config, { plugin }) => {
+      code = await (await import("./dev.ts")).dev(cli, { plugin, ...(config === undefined ? {} : { config }) });
+    },
+  ).requiredOption("--plugin <folder>", "the plugin; without -c, its folder's own config, else one made for it");
   own(program, "check", "validate the config as run would, and start nothing", async (path) => {
     code = await (await import("./check.ts")).check(cli, path);
   });

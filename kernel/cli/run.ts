@@ -9,13 +9,18 @@ import { type Watcher, watchInputs } from "../watch.ts";
 import type { Cli } from "./main.ts";
 import { count, problemLine } from "./report.ts";
 
-export async function run(cli: Cli, { config, watch }: { config?: string; watch: boolean }): Promise<number> {
+/** @param o.load takes the place of `loadSpec` */
+export async function run(
+  cli: Cli,
+  o: { readonly config?: string; readonly watch: boolean; readonly load?: typeof loadSpec },
+): Promise<number> {
+  const { config, watch, load = loadSpec } = o;
   // The config says the level, and whether it can be read at all is not known yet.
   const log = pino({ timestamp: pino.stdTimeFunctions.isoTime }, await logStream(cli));
   const gateway = createGateway({ log, version: cli.version });
   const from = { ...cli, compile: schemaCompiler(), ...(config === undefined ? {} : { path: config }) };
   const reloader = createReloader({
-    load: (overlay = new Map()) => loadSpec({ ...from, overlay }),
+    load: (overlay = new Map()) => load({ ...from, overlay }),
     gateway,
     log,
   });

@@ -3,8 +3,8 @@ import { join } from "node:path";
 import { inspect } from "../../kernel/isolation.ts";
 import { createLane, createPipeline } from "../../kernel/pipeline.ts";
 import type { Filter, FilterKind } from "../../kernel/plugin.ts";
-import { createPublishContext } from "../helpers/context.ts";
-import { createTestHost } from "../helpers/host.ts";
+import { createPublishContext } from "@sluice/testkit";
+import { createTestHost } from "@sluice/testkit";
 import { rogueFolder, rogueIsolation } from "../helpers/isolated.ts";
 
 const options = { onCreate: "", onValidate: "", text: "" };

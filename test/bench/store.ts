@@ -9,7 +9,7 @@ import { createMemoryStore } from "../../kernel/memory-store.ts";
 import type { Service } from "../../kernel/plugin.ts";
 import type { ProxyStore, Store } from "../../kernel/store.ts";
 import kind from "../../plugins/level-store/index.ts";
-import { createTestHost } from "../helpers/host.ts";
+import { createTestHost } from "@sluice/testkit";
 
 type Fsync = "always" | "interval" | "never";
 

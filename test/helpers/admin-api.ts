@@ -4,8 +4,7 @@ import adminApi from "../../plugins/admin-api/index.ts";
 import type { Config } from "../../plugins/admin-api/index.ts";
 import schema from "../../plugins/admin-api/schema.json" with { type: "json" };
 import type { Host, Service } from "../../kernel/plugin.ts";
-import { createTestHost } from "./host.ts";
-import type { TestHost } from "./host.ts";
+import { createTestHost, type TestHost } from "@sluice/testkit";
 
 /** What the config gives an AdminAPI without options, but for the port. */
 export const defaults: Config = {

@@ -4,6 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 
 const root = join(import.meta.dirname, "../..");
+const rootFiles = ["LICENSE", "tsconfig.json", "pnpm-workspace.yaml", "pnpm-lock.yaml", ".pnpmfile.cjs"];
 
 export interface Clone {
   /** Of its own; what is beside it is removed with it. */
@@ -17,7 +18,7 @@ export async function createClone(): Promise<Clone> {
   const folder = join(parent, "sluice");
   // Links stay as they are, so that the workspace's packages are the copies.
   const options = { recursive: true, verbatimSymlinks: true };
-  for (const name of ["kernel", "plugins", "config"]) {
+  for (const name of ["kernel", "plugins", "kit", "config", ...rootFiles]) {
     const isData = (source: string) => source.endsWith(join("config", "data")) || source.endsWith("/dist");
     await cp(join(root, name), join(folder, name), { ...options, filter: (source) => !isData(source) });
   }

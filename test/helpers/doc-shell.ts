@@ -1,16 +1,17 @@
 /**
  * Runs the shell blocks of pages as a reader would, in a bash each, one after the other. What differs from what is
- * printed: `npm start` does not install first, and the ports are those that the gateway under test really has.
+ * printed: `npm start` does not install first, the ports are those that the gateway under test really has, and what
+ * npm fetches comes from a registry of the workspace's own packages.
  */
 import assert from "node:assert/strict";
 import { spawn, type ChildProcess } from "node:child_process";
 import { once } from "node:events";
-import { mkdir, readFile, realpath, writeFile } from "node:fs/promises";
+import { mkdir, mkdtemp, readFile, realpath, writeFile } from "node:fs/promises";
 import { dirname, join, relative } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 
 /** How long a block may take, and how long something that keeps running may take to be ready or to print. */
-const patienceMs = 60_000;
+const patienceMs = 120_000;
 const pollMs = 20;
 
 export interface DocShell {
@@ -21,6 +22,12 @@ export interface DocShell {
   /** Resolves when what was started last by that name has printed these lines, and nothing else. */
   hasPrinted(name: string, expected: string): Promise<void>;
   write(path: string, text: string): Promise<void>;
+  /** Of a file that was generated or written. */
+  read(path: string): Promise<string>;
+  /** Replaces this text of a file; where `npm run dev` runs, resolves when it has taken the change over. */
+  change(path: string, from: string, to: string): Promise<void>;
+  /** Goes on in a folder of its own, without the clone's commands, for the rest of the page. @param env of npm */
+  enterEmptyFolder(env: NodeJS.ProcessEnv): Promise<void>;
   /** Back to the folder it began in; ends what keeps running, except a gateway where `keepGateway`. */
   nextPage(keepGateway: boolean): Promise<void>;
 }
@@ -37,6 +44,8 @@ export function createDocShell(home: string, root: string): DocShell {
   let cwd = home;
   let ports = { mqtt: 0, http: 0 };
   let running: Running[] = [];
+  /** Of a page that begins with nothing. */
+  let outside: NodeJS.ProcessEnv | undefined;
   const state = join(root, "cwd");
 
   /** The commands that a page may use are narrowed to this machine's gateway under test. */
@@ -44,11 +53,16 @@ export function createDocShell(home: string, root: string): DocShell {
     const api = `http://127.0.0.1:${ports.http}`;
     return [
       "set -euo pipefail",
-      `export PATH=${join(home, "node_modules/.bin")}:$PATH SLUICE_API=${api}`,
+      `export SLUICE_API=${api}`,
       `mosquitto_pub() { command mosquitto_pub -p ${ports.mqtt} "$@"; }`,
-      `mosquitto_sub() { exec mosquitto_sub -p ${ports.mqtt} "$@"; }`,
+      `mosquitto_sub() { exec stdbuf -oL mosquitto_sub -d -p ${ports.mqtt} "$@"; }`,
       'curl() { command curl -fsS "$@"; echo; }',
-      'npm() { if [ "$1" = start ]; then exec npm start --ignore-scripts; else command npm --offline "$@"; fi; }',
+      ...(outside
+        ? []
+        : [
+            `export PATH=${join(home, "node_modules/.bin")}:$PATH`,
+            'npm() { if [ "$1" = start ]; then exec npm start --ignore-scripts; else command npm --offline "$@"; fi; }',
+          ]),
       'sluice() { if [ "$1" = run ]; then exec sluice "$@"; else command sluice "$@"; fi; }',
       commands.replaceAll("http://127.0.0.1:2381", api),
       `pwd -P > ${state}`,
@@ -59,7 +73,7 @@ export function createDocShell(home: string, root: string): DocShell {
     const { KAFKA_BROKERS: _, ...env } = process.env;
     return spawn("bash", ["-c", script(commands)], {
       cwd,
-      env: { ...env, ...extra },
+      env: { ...(outside ?? env), ...extra },
       stdio: ["ignore", "pipe", "pipe"],
       // A group of its own, so that what npm starts ends with npm.
       detached: true,
@@ -80,11 +94,6 @@ export function createDocShell(home: string, root: string): DocShell {
     return stdout;
   }
 
-  async function subscriptions(): Promise<number> {
-    const text = await (await fetch(`http://127.0.0.1:${ports.http}/metrics`)).text();
-    return Number(/^sluice_subscriptions\{[^}]*\} (\d+)$/m.exec(text)?.[1]);
-  }
-
   async function until(each: Running, isReady: () => boolean | Promise<boolean>): Promise<void> {
     const deadline = performance.now() + patienceMs;
     while (!(await isReady())) {
@@ -95,24 +104,24 @@ export function createDocShell(home: string, root: string): DocShell {
   }
 
   async function keepRunning(command: string): Promise<void> {
-    const isGateway = /^(npm start|sluice run)/.test(command);
-    const before = isGateway ? 0 : await subscriptions();
+    const isGateway = /^(npm start|npm run dev|(npx )?sluice run)/.test(command);
     if (isGateway) await end(running.filter((each) => each.isGateway));
-    if (command.startsWith("sluice run")) await takeAnyPort(join(cwd, "sluice.yaml"));
+    if (command.includes("sluice run")) await takeAnyPort(join(cwd, "sluice.yaml"));
     const each: Running = { child: start(command, { SLUICE_MQTT_PORT: "0" }), command, isGateway, output: "" };
     running.push(each);
     for (const stream of [each.child.stdout, each.child.stderr]) {
       stream?.setEncoding("utf8").on("data", (text: string) => (each.output += text));
     }
     if (!isGateway) {
-      await until(each, async () => (await subscriptions()) > before);
+      await until(each, () => /^Subscribed /m.test(each.output));
       return;
     }
     await until(each, () => {
       const mqtt = /\bmqtt:\/\/127\.0\.0\.1:(\d+)/.exec(each.output)?.[1];
       const http = /\bhttp:\/\/127\.0\.0\.1:(\d+)/.exec(each.output)?.[1];
       ports = { mqtt: Number(mqtt), http: Number(http) };
-      return mqtt !== undefined && http !== undefined;
+      // A kernel by itself has no HTTP API.
+      return mqtt !== undefined && (http !== undefined || outside !== undefined);
     });
   }
 
@@ -130,22 +139,43 @@ export function createDocShell(home: string, root: string): DocShell {
     );
   }
 
+  async function write(path: string, text: string): Promise<void> {
+    const file = join(cwd, path);
+    await mkdir(dirname(file), { recursive: true });
+    assert.ok(!relative(root, await realpath(dirname(file))).startsWith(".."), `${path} lies outside`);
+    await writeFile(file, text);
+  }
+
   return {
     run,
     keepRunning,
     async hasPrinted(name, expected) {
       const each = running.findLast(({ command }) => command.startsWith(name));
       assert.ok(each, `${name} does not run`);
-      await until(each, () => each.output.split("\n").length >= expected.split("\n").length);
-      assert.equal(each.output, expected);
+      // What -d says of the connection is not what a reader sees.
+      const printed = () => each.output.replaceAll(/^(Client .*|Subscribed .*)\n/gm, "");
+      await until(each, () => printed().split("\n").length >= expected.split("\n").length);
+      assert.equal(printed(), expected);
     },
-    async write(path, text) {
-      const file = join(cwd, path);
-      await mkdir(dirname(file), { recursive: true });
-      assert.ok(!relative(root, await realpath(dirname(file))).startsWith(".."), `${path} lies outside`);
-      await writeFile(file, text);
+    write,
+    read: (path) => readFile(join(cwd, path), "utf8"),
+    async change(path, from, to) {
+      const text = await readFile(join(cwd, path), "utf8");
+      assert.ok(text.includes(from), `${path} does not have\n${from}`);
+      const dev = running.find(({ command }) => command.startsWith("npm run dev"));
+      const seen = dev?.output.length ?? 0;
+      await write(
+        path,
+        text.replace(from, () => to),
+      );
+      if (dev) await until(dev, () => dev.output.slice(seen).includes("The config has changed"));
+    },
+    async enterEmptyFolder(env) {
+      cwd = await mkdtemp(join(root, "empty-"));
+      outside = env;
     },
     async nextPage(keepGateway) {
+      outside = undefined;
       await end(running.filter((each) => !(keepGateway && each.isGateway)));
       cwd = home;
     },

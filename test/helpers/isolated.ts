@@ -4,8 +4,7 @@ import type { TestContext } from "node:test";
 import { inspect } from "../../kernel/isolation.ts";
 import type { Filter, PublishContext } from "../../kernel/plugin.ts";
 import type { IsolationSpec } from "../../kernel/spec.ts";
-import { createPublishContext, type Decision } from "./context.ts";
-import { createTestHost, type TestHost } from "./host.ts";
+import { createPublishContext, createTestHost, type Decision, type TestHost } from "@sluice/testkit";
 
 export const rogueFolder = join(import.meta.dirname, "../fixtures/plugins-isolate");
 

@@ -3,9 +3,9 @@ import assert from "node:assert/strict";
 import { readdir, readFile } from "node:fs/promises";
 import { describe, test } from "node:test";
 import { inspect } from "../../kernel/isolation.ts";
-import { createConnectContext, createPublishContext, createSubscribeContext } from "../helpers/context.ts";
+import { createConnectContext, createPublishContext, createSubscribeContext } from "@sluice/testkit";
 import { eventually } from "../helpers/eventually.ts";
-import { createTestHost } from "../helpers/host.ts";
+import { createTestHost } from "@sluice/testkit";
 import { createIsolated, rogueIsolation } from "../helpers/isolated.ts";
 
 describe("what crosses", () => {

@@ -7,7 +7,7 @@ import { createMemoryStore } from "../../kernel/memory-store.ts";
 import type { Journal, JournalEntry, Message } from "../../kernel/plugin.ts";
 import type { ProxyStore, Store } from "../../kernel/store.ts";
 import { eventually } from "../helpers/eventually.ts";
-import { createTestHost } from "../helpers/host.ts";
+import { createTestHost } from "@sluice/testkit";
 import { connect } from "../helpers/store-contract.ts";
 
 interface FaultyJournal extends Journal {

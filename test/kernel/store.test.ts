@@ -1,6 +1,6 @@
 /** The store in memory, without and with a journal. */
 import { createMemoryStore } from "../../kernel/memory-store.ts";
-import { createTestHost } from "../helpers/host.ts";
+import { createTestHost } from "@sluice/testkit";
 import { storeContract } from "../helpers/store-contract.ts";
 
 storeContract(async () => {

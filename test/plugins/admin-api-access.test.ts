@@ -13,8 +13,7 @@ import type { Config } from "../../plugins/admin-api/index.ts";
 import key from "../../plugins/admin-api/key.ts";
 import sessions from "../../plugins/admin-api/sessions.ts";
 import { defaults, startAdminApi } from "../helpers/admin-api.ts";
-import { runCommand } from "../helpers/command.ts";
-import { createMemoryProxies } from "../helpers/proxies.ts";
+import { runCommand, createMemoryProxies } from "@sluice/testkit";
 
 const hashOf = (text: string): string => createHash("sha256").update(text).digest("hex");
 const keys = [

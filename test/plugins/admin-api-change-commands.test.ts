@@ -15,10 +15,7 @@ import history from "../../plugins/admin-api/history.ts";
 import rollback from "../../plugins/admin-api/rollback.ts";
 import type { Command, ConfigDocument, KindInfo, ObjectHealth } from "../../kernel/plugin.ts";
 import { startAdminApi } from "../helpers/admin-api.ts";
-import { runCommand } from "../helpers/command.ts";
-import type { CommandRun } from "../helpers/command.ts";
-import { createMemoryConfig } from "../helpers/memory-config.ts";
-import type { MemoryConfig } from "../helpers/memory-config.ts";
+import { runCommand, type CommandRun, createMemoryConfig, type MemoryConfig } from "@sluice/testkit";
 
 const initial: ConfigDocument[] = [
   { kind: "MQTTProxy", name: "mqttproxy", port: 1883 },

@@ -10,8 +10,7 @@ import type { TestContext } from "node:test";
 import publish from "../../plugins/admin-api/publish.ts";
 import sessions from "../../plugins/admin-api/sessions.ts";
 import { startAdminApi } from "../helpers/admin-api.ts";
-import { runCommand } from "../helpers/command.ts";
-import { createMemoryProxies } from "../helpers/proxies.ts";
+import { runCommand, createMemoryProxies } from "@sluice/testkit";
 
 /** Something that listens, and perhaps isn't a gateway. */
 async function listen(t: TestContext, handle: RequestListener): Promise<string> {

@@ -4,8 +4,7 @@ import type { TestContext } from "node:test";
 import type { ConfigDocument, PlanItem } from "../../kernel/plugin.ts";
 import { startAdminApi } from "../helpers/admin-api.ts";
 import type { Answer, RunningApi } from "../helpers/admin-api.ts";
-import { createMemoryConfig } from "../helpers/memory-config.ts";
-import type { MemoryConfig } from "../helpers/memory-config.ts";
+import { createMemoryConfig, type MemoryConfig } from "@sluice/testkit";
 
 const json = { "content-type": "application/json" };
 const yaml = { "content-type": "application/yaml" };

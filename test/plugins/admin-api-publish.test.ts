@@ -3,7 +3,7 @@ import { test } from "node:test";
 import { SluiceError } from "../../kernel/errors.ts";
 import type { Host } from "../../kernel/plugin.ts";
 import { startAdminApi } from "../helpers/admin-api.ts";
-import { createMemoryProxies } from "../helpers/proxies.ts";
+import { createMemoryProxies } from "@sluice/testkit";
 
 const path = "/mqttproxy/mqttproxy/topics/publish";
 const invalidJson = "invalid json data from request body";

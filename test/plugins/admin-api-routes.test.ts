@@ -3,8 +3,7 @@ import { test } from "node:test";
 import { parse } from "yaml";
 import type { ConfigDocument, Host, KindInfo, ObjectHealth } from "../../kernel/plugin.ts";
 import { startAdminApi } from "../helpers/admin-api.ts";
-import { createMemoryConfig } from "../helpers/memory-config.ts";
-import { createMemoryProxies } from "../helpers/proxies.ts";
+import { createMemoryConfig, createMemoryProxies } from "@sluice/testkit";
 
 const documents: ConfigDocument[] = [
   { kind: "Pipeline", name: "publish", filters: [{ name: "sink", kind: "FileMQTT", dir: "records" }] },

@@ -10,8 +10,7 @@ import { createOriginCheck } from "../../plugins/admin-api/origin.ts";
 import { createHttpServer } from "../../plugins/admin-api/server.ts";
 import { defaults, startAdminApi } from "../helpers/admin-api.ts";
 import type { RunningApi } from "../helpers/admin-api.ts";
-import { createTestHost } from "../helpers/host.ts";
-import { createMemoryProxies } from "../helpers/proxies.ts";
+import { createTestHost, createMemoryProxies } from "@sluice/testkit";
 
 const path = "/apis/v2/mqttproxy/mqttproxy/topics/publish";
 

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { startAdminApi } from "../helpers/admin-api.ts";
-import { createMemoryProxies } from "../helpers/proxies.ts";
+import { createMemoryProxies } from "@sluice/testkit";
 
 interface Listing {
   sessions: { sessionID: string; topic: string }[];

@@ -9,10 +9,7 @@ import { fileURLToPath } from "node:url";
 import { parse } from "yaml";
 import command from "../../plugins/auth/hash.ts";
 import kind from "../../plugins/auth/mqtt-client-auth.ts";
-import { runCommand } from "../helpers/command.ts";
-import { createConnectContext } from "../helpers/context.ts";
-import { createFilterMaker } from "../helpers/filter.ts";
-import { createTestHost } from "../helpers/host.ts";
+import { runCommand, createConnectContext, createFilterMaker, createTestHost } from "@sluice/testkit";
 
 const run = (args: readonly string[], stdin: string | Buffer) => runCommand(command, args, { stdin });
 
@@ -59,7 +56,7 @@ describe("sluice hash", () => {
   test("what it prints opens the filter's door", async (t) => {
     const { host, close } = createTestHost();
     t.after(close);
-    const maker = createFilterMaker(kind, "plugins/auth/mqtt-client-auth.schema.json");
+    const maker = createFilterMaker(kind, new URL("../../plugins/auth/mqtt-client-auth.schema.json", import.meta.url));
     for (const order of ["saltPassword", "passwordSalt"]) {
       const { stdout } = await run(["--salt", "pepper", "--order", order, "ann"], "secret");
       const filter = await maker.build({ salt: "pepper", auth: parse(stdout) as unknown }, host);

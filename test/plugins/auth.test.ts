@@ -3,11 +3,9 @@ import { describe, test } from "node:test";
 import type { TestContext } from "node:test";
 import { hash } from "node:crypto";
 import kind from "../../plugins/auth/mqtt-client-auth.ts";
-import { createConnectContext, createPublishContext } from "../helpers/context.ts";
-import { createFilterMaker } from "../helpers/filter.ts";
-import { createTestHost } from "../helpers/host.ts";
+import { createConnectContext, createPublishContext, createFilterMaker, createTestHost } from "@sluice/testkit";
 
-const maker = createFilterMaker(kind, "plugins/auth/mqtt-client-auth.schema.json");
+const maker = createFilterMaker(kind, new URL("../../plugins/auth/mqtt-client-auth.schema.json", import.meta.url));
 
 /** SHA-256 of "salttest": what the documentation's page prints for salt `salt` and password `test`. */
 const saltFirst = "1bc1a361f17092bc7af4b2f82bf9194ea9ee2ca49eb2e53e39f555bc1eeaed74";

@@ -2,12 +2,16 @@ import assert from "node:assert/strict";
 import { describe, test } from "node:test";
 import type { TestContext } from "node:test";
 import kind from "../../plugins/auth/connect-control.ts";
-import { createConnectContext, createPublishContext, createSubscribeContext } from "../helpers/context.ts";
-import type { Decision } from "../helpers/context.ts";
-import { createFilterMaker } from "../helpers/filter.ts";
-import { createTestHost } from "../helpers/host.ts";
+import {
+  createConnectContext,
+  createPublishContext,
+  createSubscribeContext,
+  type Decision,
+  createFilterMaker,
+  createTestHost,
+} from "@sluice/testkit";
 
-const maker = createFilterMaker(kind, "plugins/auth/connect-control.schema.json");
+const maker = createFilterMaker(kind, new URL("../../plugins/auth/connect-control.schema.json", import.meta.url));
 const result = "bannedClientOrTopicError";
 
 async function build(t: TestContext, options: object) {

@@ -11,11 +11,9 @@ import { fileURLToPath } from "node:url";
 import kind from "../../plugins/file/index.ts";
 import type { FileRecord } from "../../plugins/file/record.ts";
 import { listTopicFiles } from "../../plugins/file/topic-file.ts";
-import { createPublishContext } from "../helpers/context.ts";
-import { createFilterMaker } from "../helpers/filter.ts";
-import { createTestHost } from "../helpers/host.ts";
+import { createPublishContext, createFilterMaker, createTestHost } from "@sluice/testkit";
 
-const maker = createFilterMaker(kind, "plugins/file/schema.json");
+const maker = createFilterMaker(kind, new URL("../../plugins/file/schema.json", import.meta.url));
 const appender = fileURLToPath(new URL("../fixtures/file-appender.ts", import.meta.url));
 
 function temporaryFolder(t: TestContext): string {

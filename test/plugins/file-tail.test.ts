@@ -9,10 +9,7 @@ import type { TestContext } from "node:test";
 import type { ConfigDocument } from "../../kernel/plugin.ts";
 import kind from "../../plugins/file/index.ts";
 import command from "../../plugins/file/tail.ts";
-import { runCommand } from "../helpers/command.ts";
-import { createPublishContext } from "../helpers/context.ts";
-import { createFilterMaker } from "../helpers/filter.ts";
-import { createTestHost } from "../helpers/host.ts";
+import { runCommand, createPublishContext, createFilterMaker, createTestHost } from "@sluice/testkit";
 
 function temporaryFolder(t: TestContext): string {
   const folder = mkdtempSync(join(tmpdir(), "sluice-tail-"));
@@ -146,7 +143,10 @@ test("-f goes on with what is written, through rotations, until the signal", asy
   const { host, close } = createTestHost();
   t.after(close);
   const options = { topic: { default: "log" }, rotateBytes: 1024 };
-  const filter = await createFilterMaker(kind, "plugins/file/schema.json").build(options, host);
+  const filter = await createFilterMaker(kind, new URL("../../plugins/file/schema.json", import.meta.url)).build(
+    options,
+    host,
+  );
   const publish = async () => filter.handle(createPublishContext({ payload: "x".repeat(100) }));
   for (let count = 0; count < 30; count++) await publish();
 

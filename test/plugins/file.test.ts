@@ -18,12 +18,15 @@ import type { Clock, Filter } from "../../kernel/plugin.ts";
 import kind from "../../plugins/file/index.ts";
 import { chooseExpired } from "../../plugins/file/retention.ts";
 import { fileName, isLegalTopic, parseFileName } from "../../plugins/file/topic-file.ts";
-import { createConnectContext, createPublishContext } from "../helpers/context.ts";
-import { createFilterMaker } from "../helpers/filter.ts";
-import { createTestHost } from "../helpers/host.ts";
-import type { TestHost } from "../helpers/host.ts";
+import {
+  createConnectContext,
+  createPublishContext,
+  createFilterMaker,
+  createTestHost,
+  type TestHost,
+} from "@sluice/testkit";
 
-const maker = createFilterMaker(kind, "plugins/file/schema.json");
+const maker = createFilterMaker(kind, new URL("../../plugins/file/schema.json", import.meta.url));
 
 /** A hundred times as fast, so that a wait of seconds need not be sat out. */
 function fastClock(): Clock {

@@ -5,12 +5,10 @@ import { after, test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
 import type { Filter } from "../../kernel/plugin.ts";
 import kind from "../../plugins/kafka/index.ts";
-import { createPublishContext } from "../helpers/context.ts";
-import { createFilterMaker } from "../helpers/filter.ts";
-import { createTestHost } from "../helpers/host.ts";
+import { createPublishContext, createFilterMaker, createTestHost } from "@sluice/testkit";
 import { startKafka, type Kafka, type KafkaRecord } from "../helpers/kafka.ts";
 
-const maker = createFilterMaker(kind, "plugins/kafka/schema.json");
+const maker = createFilterMaker(kind, new URL("../../plugins/kafka/schema.json", import.meta.url));
 const found = await startKafka({ own: true });
 const options = { skip: found ? false : "no Kafka", timeout: 120_000 };
 after(() => found?.stop());

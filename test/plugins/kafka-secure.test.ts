@@ -5,12 +5,10 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { Kafka as KafkaJs, logLevel } from "kafkajs";
 import { generate } from "selfsigned";
 import kind from "../../plugins/kafka/index.ts";
-import { createPublishContext } from "../helpers/context.ts";
-import { createFilterMaker } from "../helpers/filter.ts";
-import { createTestHost } from "../helpers/host.ts";
+import { createPublishContext, createFilterMaker, createTestHost } from "@sluice/testkit";
 import { startKafka } from "../helpers/kafka.ts";
 
-const maker = createFilterMaker(kind, "plugins/kafka/schema.json");
+const maker = createFilterMaker(kind, new URL("../../plugins/kafka/schema.json", import.meta.url));
 const certificate = await generate([{ name: "commonName", value: "kafka" }], {
   keyType: "ec",
   extensions: [

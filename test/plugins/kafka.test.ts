@@ -5,12 +5,16 @@ import { createServer } from "node:net";
 import { after, before, test } from "node:test";
 import type { Filter, FilterContext, FilterResult } from "../../kernel/plugin.ts";
 import kind from "../../plugins/kafka/index.ts";
-import { createConnectContext, createPublishContext } from "../helpers/context.ts";
-import { createFilterMaker } from "../helpers/filter.ts";
-import { createTestHost, type TestHost } from "../helpers/host.ts";
+import {
+  createConnectContext,
+  createPublishContext,
+  createFilterMaker,
+  createTestHost,
+  type TestHost,
+} from "@sluice/testkit";
 import { startKafka, type Kafka } from "../helpers/kafka.ts";
 
-const maker = createFilterMaker(kind, "plugins/kafka/schema.json");
+const maker = createFilterMaker(kind, new URL("../../plugins/kafka/schema.json", import.meta.url));
 const found = await startKafka();
 const options = { skip: found ? false : "no Kafka", timeout: 60_000 };
 let kafka: Kafka;

@@ -8,7 +8,7 @@ import { createMemoryStore } from "../../kernel/memory-store.ts";
 import type { Journal, Service } from "../../kernel/plugin.ts";
 import type { Store } from "../../kernel/store.ts";
 import kind from "../../plugins/level-store/index.ts";
-import { createTestHost } from "../helpers/host.ts";
+import { createTestHost } from "@sluice/testkit";
 import { journalContract } from "../helpers/journal-contract.ts";
 import { lastingStoreContract, storeContract } from "../helpers/store-contract.ts";
 

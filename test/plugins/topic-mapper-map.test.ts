@@ -5,7 +5,7 @@ import { parse } from "yaml";
 import type { ConfigDocument } from "../../kernel/plugin.ts";
 import { schemaCompiler } from "../../kernel/schema.ts";
 import command from "../../plugins/topic-mapper/map.ts";
-import { runCommand } from "../helpers/command.ts";
+import { runCommand } from "@sluice/testkit";
 
 interface FilterDocument {
   name: string;

@@ -4,11 +4,9 @@ import { describe, test } from "node:test";
 import type { TestContext } from "node:test";
 import { parse } from "yaml";
 import kind from "../../plugins/topic-mapper/index.ts";
-import { createPublishContext, createSubscribeContext } from "../helpers/context.ts";
-import { createFilterMaker } from "../helpers/filter.ts";
-import { createTestHost } from "../helpers/host.ts";
+import { createPublishContext, createSubscribeContext, createFilterMaker, createTestHost } from "@sluice/testkit";
 
-const maker = createFilterMaker(kind, "plugins/topic-mapper/schema.json");
+const maker = createFilterMaker(kind, new URL("../../plugins/topic-mapper/schema.json", import.meta.url));
 
 interface PageOptions {
   policies: { name: string; topicIndex: number; headers: Record<string, string> }[];

@@ -2,12 +2,14 @@
 import type {
   Client,
   ConnectContext,
+  DisconnectContext,
   Message,
   PublishContext,
   PublishPacket,
   Reason,
   SubscribeContext,
-} from "../../kernel/plugin.ts";
+  UnsubscribeContext,
+} from "@sluice/kernel";
 
 /** What a filter decided through the context. */
 export interface Decision {
@@ -18,10 +20,15 @@ export interface Decision {
 interface Base {
   readonly clientId?: string;
   readonly username?: string | undefined;
+  /** What earlier filters have left. */
   readonly data?: ReadonlyMap<string, unknown> | Record<string, unknown>;
+  /** The run's deadline; without it there is none. */
+  readonly signal?: AbortSignal;
+  /** `will`: of a Publish that the client left behind. */
+  readonly origin?: "client" | "will";
 }
 
-function createBase({ clientId = "client-1", username, data = {} }: Base) {
+function createBase({ clientId = "client-1", username, data = {}, signal, origin = "client" }: Base) {
   const decision: Decision = {};
   const client: Client = {
     id: clientId,
@@ -34,10 +41,10 @@ function createBase({ clientId = "client-1", username, data = {} }: Base) {
   return {
     decision,
     members: {
-      origin: "client" as const,
+      origin,
       client,
       data: new Map(data instanceof Map ? data : Object.entries(data)),
-      signal: new AbortController().signal,
+      signal: signal ?? new AbortController().signal,
       drop() {
         decision.outcome = "drop";
       },
@@ -106,4 +113,23 @@ export function createSubscribeContext(
       subscriptions: topicFilters.map((topicFilter) => ({ topicFilter, qos: 1, refused: false })),
     },
   };
+}
+
+export function createUnsubscribeContext(
+  options: Base & { topicFilters?: readonly string[] } = {},
+): UnsubscribeContext & { readonly decision: Decision } {
+  const { decision, members } = createBase(options);
+  return {
+    ...members,
+    decision,
+    type: "Unsubscribe",
+    packet: { packetId: 1, topicFilters: options.topicFilters ?? ["a/b/c"] },
+  };
+}
+
+export function createDisconnectContext(
+  options: Base & { graceful?: boolean } = {},
+): DisconnectContext & { readonly decision: Decision } {
+  const { decision, members } = createBase(options);
+  return { ...members, decision, type: "Disconnect", packet: { graceful: options.graceful ?? true } };
 }

@@ -1,7 +1,7 @@
 /** A config that lives in memory: what Host.config promises, without files and without a gateway. */
 import { isDeepStrictEqual } from "node:util";
-import { SluiceError, configError } from "../../kernel/errors.ts";
-import type { ConfigDocument, ConfigResult, HistoryEntry, Host, PlanItem } from "../../kernel/plugin.ts";
+import { configError, SluiceError } from "@sluice/kernel/internal";
+import type { ConfigDocument, ConfigResult, HistoryEntry, Host, PlanItem } from "@sluice/kernel";
 
 export interface MemoryConfig {
   readonly config: Host["config"];

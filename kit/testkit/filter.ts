@@ -1,7 +1,7 @@
 /** Builds a filter as the gateway does: schema with its defaults, then the kind's own check, then `create`. */
 import { readFileSync } from "node:fs";
-import type { Filter, FilterKind, Host } from "../../kernel/plugin.ts";
-import { schemaCompiler } from "../../kernel/schema.ts";
+import type { Filter, FilterKind, Host } from "@sluice/kernel";
+import { schemaCompiler } from "@sluice/kernel/internal";
 
 /** Path of an option, dotted -> what is wrong with it. */
 export type Problems = Readonly<Record<string, string>>;
@@ -12,10 +12,11 @@ export interface FilterMaker {
   problems(options: object): Problems;
 }
 
-/** `schema` is relative to the repository's root. */
-export function createFilterMaker<C>(kind: FilterKind<C>, schema: string): FilterMaker {
-  const text = readFileSync(new URL(`../../${schema}`, import.meta.url), "utf8");
-  const validate = schemaCompiler()(JSON.parse(text) as object);
+/** @param schema of the kind, or its file. */
+export function createFilterMaker<C>(kind: FilterKind<C>, schema: object | URL): FilterMaker {
+  const validate = schemaCompiler()(
+    schema instanceof URL ? (JSON.parse(readFileSync(schema, "utf8")) as object) : schema,
+  );
 
   function check(options: object): { config: C; problems: Problems } {
     const config = structuredClone(options) as C;

@@ -1,7 +1,6 @@
 /** Proxies without a network, for tests of what reaches them through `Host`: real topic rules, and a record of messages. */
-import { SluiceError } from "../../kernel/errors.ts";
-import type { Host, Message, ProxyHandle, QoS, SessionInfo } from "../../kernel/plugin.ts";
-import { matches, topicNameProblem } from "../../kernel/topics.ts";
+import type { Host, Message, ProxyHandle, QoS, SessionInfo } from "@sluice/kernel";
+import { matches, SluiceError, topicNameProblem } from "@sluice/kernel/internal";
 
 export interface MemoryProxies extends Pick<Host, "publish" | "proxies"> {
   /** Adds a session, subscribed to these topic filters at QoS 1. */

@@ -2,9 +2,8 @@
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { SluiceError } from "../../kernel/errors.ts";
-import { createMetrics } from "../../kernel/metrics.ts";
-import type { Host, Logger } from "../../kernel/plugin.ts";
+import type { Clock, Host, Logger } from "@sluice/kernel";
+import { createMetrics, SluiceError, systemClock, type RootLogger, type SharedHost } from "@sluice/kernel/internal";
 
 export interface LogLine {
   readonly level: "debug" | "info" | "warn" | "error";
@@ -25,32 +24,31 @@ export interface TestHost {
   readonly close: () => void;
 }
 
-export function createTestHost(options: { name?: string; folder?: string; overrides?: Partial<Host> } = {}): TestHost {
-  const folder = options.folder ?? mkdtempSync(join(tmpdir(), "sluice-host-"));
+/** What hosts are made from: logs, metrics and a gateway without proxies. @param folder the config's */
+export function createTestSource(folder: string, clock: Clock = systemClock) {
   const logs: LogLine[] = [];
-  const closing = new AbortController();
-  const metrics = createMetrics().scoped(closing.signal);
+  const metrics = createMetrics();
   let logLevel = "info";
 
-  function logAt(level: LogLine["level"]): Logger["info"] {
-    return (fields, message) => {
-      logs.push({ level, message, fields: { ...fields } });
+  function createLogger(fixed: object): RootLogger {
+    const logAt =
+      (level: LogLine["level"]): Logger["info"] =>
+      (fields, message) => {
+        logs.push({ level, message, fields: { ...fixed, ...fields } });
+      };
+    return {
+      level: "debug",
+      debug: logAt("debug"),
+      info: logAt("info"),
+      warn: logAt("warn"),
+      error: logAt("error"),
+      child: (fields) => createLogger({ ...fixed, ...fields }),
     };
   }
 
-  const host: Host = {
-    name: options.name ?? "pipeline/filter",
+  const shared: SharedHost = {
     folder,
-    log: { debug: logAt("debug"), info: logAt("info"), warn: logAt("warn"), error: logAt("error") },
-    metrics,
-    clock: {
-      now: () => Date.now(),
-      setTimeout(callback, ms) {
-        const timer = setTimeout(callback, ms);
-        return { clear: () => clearTimeout(timer) };
-      },
-    },
-    signal: closing.signal,
+    clock,
     publish: (proxy) => Promise.reject(new SluiceError("PROXY_NOT_FOUND", `no proxy is named "${proxy}"`)),
     proxies: { get: () => undefined, list: () => [] },
     config: {
@@ -72,15 +70,31 @@ export function createTestHost(options: { name?: string; folder?: string; overri
     ready: Promise.resolve(),
     isReady: () => true,
     drain: () => undefined,
-    ...options.overrides,
   };
 
   return {
-    host,
+    source: { shared, metrics, log: createLogger({}) },
     logs,
-    async metricValue(name, labels = {}) {
-      return sumSeries(await metrics.text(), name, labels);
+    metricValue: async (name: string, labels: Record<string, string> = {}) =>
+      sumSeries(await metrics.text(), name, labels),
+  };
+}
+
+export function createTestHost(options: { name?: string; folder?: string; overrides?: Partial<Host> } = {}): TestHost {
+  const folder = options.folder ?? mkdtempSync(join(tmpdir(), "sluice-host-"));
+  const closing = new AbortController();
+  const { source, logs, metricValue } = createTestSource(folder);
+  return {
+    host: {
+      ...source.shared,
+      name: options.name ?? "pipeline/filter",
+      log: source.log,
+      metrics: source.metrics.scoped(closing.signal),
+      signal: closing.signal,
+      ...options.overrides,
     },
+    logs,
+    metricValue,
     close() {
       closing.abort();
       if (options.folder === undefined) rmSync(folder, { recursive: true, force: true });

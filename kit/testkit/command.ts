@@ -1,6 +1,6 @@
 /** Runs a plugin's command in this process, as the command line does. */
 import { Readable, Writable } from "node:stream";
-import type { Command, ConfigDocument } from "../../kernel/plugin.ts";
+import type { Command, ConfigDocument } from "@sluice/kernel";
 
 export interface CommandRun {
   readonly code: number;

@@ -1,0 +1,18 @@
+/** The bundled plugins keep the contract that the kit tests strangers' with. */
+import { readdirSync } from "node:fs";
+import { join } from "node:path";
+import { testPlugin } from "@sluice/testkit";
+
+const root = join(import.meta.dirname, "../..");
+const docs = join(root, "docs");
+
+/** Nobody listens on port 9 of loopback, and nobody needs to. */
+const options = {
+  KafkaMQTT: { backend: ["127.0.0.1:9"], deliveryTimeoutMs: 100 },
+  AdminAPI: { port: 0 },
+};
+
+for (const name of readdirSync(join(root, "plugins"))) {
+  const readme = join(docs, name === "admin-api" ? "http-api.md" : "filters.md");
+  await testPlugin(join(root, "plugins", name), { readme, options });
+}
