@@ -153,6 +153,11 @@ export class Connection {
 
   send(frame: Buffer): void {
     if (this.closed) return;
+    if (frame.length > this.maximumPacketSize) {
+      // Nothing that it could do without: it would wait for that.
+      this.close("packetTooLarge");
+      return;
+    }
     this.out.push(frame);
     this.outBytes += frame.length;
     if (this.outBytes > maxBatchBytes) this.flush();
