@@ -2,8 +2,10 @@
 import { randomUUID } from "node:crypto";
 import type { Admitted } from "./admitted.ts";
 import { type AuthExchange, createAuthExchange } from "./authentication.ts";
-import { type ConnackCode, encodeConnack, encodeConnackV5, type InPacket } from "./codec.ts";
+import type { InPacket } from "./codec.ts";
+import { encodeConnack, encodeConnackV5 } from "./encoder.ts";
 import { type Connection, pause } from "./connection.ts";
+import type { ConnackCode } from "./frame.ts";
 import { createKeyedLimiter, createLimiter } from "./limiter.ts";
 import { type Outcome, reasonOf, textOf } from "./outcome.ts";
 import type { ConnectIn } from "./packet.ts";

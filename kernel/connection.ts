@@ -1,6 +1,7 @@
 /** One client's connection: CONNECT deadline, keep alive, ordered acks, back-pressure, closed once. */
 import type { Socket } from "node:net";
-import { createDecoder, type Decoder, encodeDisconnect, type InPacket, type Refusal } from "./codec.ts";
+import { createDecoder, type Decoder, type InPacket, type Refusal } from "./codec.ts";
+import { encodeDisconnect } from "./encoder.ts";
 import type { ProtocolVersion } from "./packet.ts";
 import type { Reason } from "./plugin.ts";
 import { reasonCodeFor } from "./reasons.ts";

@@ -1,7 +1,7 @@
 /** A client as publisher: its PUBLISH packets through the pipeline, each acknowledged once what it asks for is done. */
 import { isUtf8 } from "node:buffer";
 import type { Admitted, PeerDeps } from "./admitted.ts";
-import { encodeAck } from "./codec.ts";
+import { encodeAck } from "./encoder.ts";
 import type { Work } from "./connection.ts";
 import { SluiceError } from "./errors.ts";
 import { createLimiter, type Limiter } from "./limiter.ts";

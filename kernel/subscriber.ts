@@ -1,6 +1,6 @@
 /** A client as subscriber: its SUBSCRIBEs and UNSUBSCRIBEs, and the deliveries that come of them. */
 import type { Admitted, PeerDeps } from "./admitted.ts";
-import { encodeAck, encodeSuback, encodeSubackV5, encodeUnsubackV5 } from "./codec.ts";
+import { encodeAck, encodeSuback, encodeSubackV5, encodeUnsubackV5 } from "./encoder.ts";
 import { encodeDelivery } from "./delivery-frame.ts";
 import { createInflight, type Inflight } from "./inflight.ts";
 import { type Outcome, reasonOf } from "./outcome.ts";
