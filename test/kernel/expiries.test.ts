@@ -14,7 +14,7 @@ function open(t: TestContext) {
     due,
     clock,
     /** The clock goes on by so many seconds, and the timer with it. */
-    pass(seconds: number): void {
+    pass: (seconds: number): void => {
       for (let second = 0; second < seconds; second++) {
         clock.now += 1000;
         t.mock.timers.tick(1000);
