@@ -1,4 +1,5 @@
 /** CONNECT, step by step: limits -> Connect pipeline -> session -> CONNACK. */
+import { isUtf8 } from "node:buffer";
 import { randomUUID } from "node:crypto";
 import type { Admitted } from "./admitted.ts";
 import { type AuthExchange, createAuthExchange } from "./authentication.ts";
@@ -252,6 +253,8 @@ function keepAliveOf({ keepalive, protocolVersion }: ConnectIn, { maxKeepAlive }
 function willProblem({ will, protocolVersion }: ConnectIn, spec: ProxySpec): Reason | undefined {
   if (!will) return undefined;
   if (will.qos > spec.maxQos) return "qosNotSupported";
+  const isText = will.properties?.payloadFormat === 1;
+  if (spec.checkPayloadFormat && isText && !isUtf8(will.payload)) return "payloadFormatInvalid";
   return protocolVersion === 5 && will.retain && !retainAvailable(spec) ? "retainNotSupported" : undefined;
 }
 
