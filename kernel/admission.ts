@@ -1,9 +1,12 @@
 /** CONNECT, step by step: limits -> Connect pipeline -> session -> CONNACK. */
+import { isUtf8 } from "node:buffer";
 import { randomUUID } from "node:crypto";
 import type { Admitted } from "./admitted.ts";
 import { type AuthExchange, createAuthExchange } from "./authentication.ts";
-import { type ConnackCode, encodeConnack, encodeConnackV5, type InPacket } from "./codec.ts";
+import type { InPacket } from "./codec.ts";
+import { encodeConnack, encodeConnackV5 } from "./encoder.ts";
 import { type Connection, pause } from "./connection.ts";
+import type { ConnackCode } from "./frame.ts";
 import { createKeyedLimiter, createLimiter } from "./limiter.ts";
 import { type Outcome, reasonOf, textOf } from "./outcome.ts";
 import type { ConnectIn } from "./packet.ts";
@@ -252,6 +255,8 @@ function keepAliveOf({ keepalive, protocolVersion }: ConnectIn, { maxKeepAlive }
 function willProblem({ will, protocolVersion }: ConnectIn, spec: ProxySpec): Reason | undefined {
   if (!will) return undefined;
   if (will.qos > spec.maxQos) return "qosNotSupported";
+  const isText = will.properties?.payloadFormat === 1;
+  if (spec.checkPayloadFormat && isText && !isUtf8(will.payload)) return "payloadFormatInvalid";
   return protocolVersion === 5 && will.retain && !retainAvailable(spec) ? "retainNotSupported" : undefined;
 }
 

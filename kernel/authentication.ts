@@ -1,5 +1,5 @@
 /** MQTT 5's enhanced authentication (section 4.12): the AUTH packets of one run of the Connect pipeline. */
-import { encodeAuth } from "./codec.ts";
+import { encodeAuth } from "./encoder.ts";
 import type { AuthIn } from "./packet.ts";
 import type { Authentication } from "./plugin.ts";
 import { codes } from "./reasons.ts";

@@ -1,6 +1,7 @@
 /** One client's connection: CONNECT deadline, keep alive, ordered acks, back-pressure, closed once. */
 import type { Duplex } from "node:stream";
-import { createDecoder, type Decoder, encodeDisconnect, type InPacket, type Refusal } from "./codec.ts";
+import { createDecoder, type Decoder, type InPacket, type Refusal } from "./codec.ts";
+import { encodeDisconnect } from "./encoder.ts";
 import type { Remote } from "./listener.ts";
 import type { ProtocolVersion } from "./packet.ts";
 import type { Reason } from "./plugin.ts";
@@ -156,6 +157,11 @@ export class Connection {
 
   send(frame: Buffer): void {
     if (this.closed) return;
+    if (frame.length > this.maximumPacketSize) {
+      // Nothing that it could do without: it would wait for that.
+      this.close("packetTooLarge");
+      return;
+    }
     this.out.push(frame);
     this.outBytes += frame.length;
     if (this.outBytes > maxBatchBytes) this.flush();

@@ -1,5 +1,5 @@
 /** A delivery as bytes: encoded once for all subscribers that get it in the same form, then patched for each. */
-import { encodePublishTemplate, publishFromTemplate, type PublishTemplate } from "./codec.ts";
+import { encodePublishTemplate, publishFromTemplate, type PublishTemplate } from "./encoder.ts";
 import type { ProtocolVersion } from "./packet.ts";
 import type { Delivery, StoredMessage } from "./store.ts";
 

@@ -1,5 +1,5 @@
 /** One connection's deliveries above QoS 0 that the client has not settled: their bytes, their acks, their resends. */
-import { encodeAck } from "./codec.ts";
+import { encodeAck } from "./encoder.ts";
 import type { AckIn, ProtocolVersion } from "./packet.ts";
 import { codes, firstError } from "./reasons.ts";
 import { encodeDelivery } from "./delivery-frame.ts";

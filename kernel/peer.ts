@@ -1,7 +1,8 @@
 /** An admitted client: what becomes of its packets, its deliveries and its last words. */
 import type { Admitted, PeerDeps } from "./admitted.ts";
 import { type AuthExchange, createAuthExchange } from "./authentication.ts";
-import { encodeAuth, type InPacket, pingresp } from "./codec.ts";
+import { type InPacket } from "./codec.ts";
+import { encodeAuth, pingresp } from "./encoder.ts";
 import type { CloseReason } from "./connection.ts";
 import { nameOf, type Outcome, reasonOf, textOf } from "./outcome.ts";
 import type { AuthIn, DisconnectIn } from "./packet.ts";

@@ -1,7 +1,7 @@
 /** A client as publisher: its PUBLISH packets through the pipeline, each acknowledged once what it asks for is done. */
 import { isUtf8 } from "node:buffer";
 import type { Admitted, PeerDeps } from "./admitted.ts";
-import { encodeAck } from "./codec.ts";
+import { encodeAck } from "./encoder.ts";
 import type { Work } from "./connection.ts";
 import { SluiceError } from "./errors.ts";
 import { createLimiter, type Limiter } from "./limiter.ts";
@@ -100,9 +100,8 @@ export class Publisher {
 
   /** A run through the Publish pipeline, and in brokerMode the fan-out behind it. @param under of a client's PUBLISH */
   job(packet: PublishPacket, origin: "client" | "will", under?: Under): Job {
-    const { topic } = packet;
-    const original = { topic, properties: packet.properties };
-    const final = this.deps.spec.brokerMode ? () => this.fanOut(packet, original, under) : undefined;
+    const { topic, properties } = packet;
+    const final = this.deps.spec.brokerMode ? () => this.fanOut(packet, { topic, properties }, under) : undefined;
     return { type: "Publish", origin, packet, client: this.admitted.client, lane: this.lane, final };
   }
 

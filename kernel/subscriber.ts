@@ -1,6 +1,6 @@
 /** A client as subscriber: its SUBSCRIBEs and UNSUBSCRIBEs, and the deliveries that come of them. */
 import type { Admitted, PeerDeps } from "./admitted.ts";
-import { encodeAck, encodeSuback, encodeSubackV5, encodeUnsubackV5 } from "./codec.ts";
+import { encodeAck, encodeSuback, encodeSubackV5, encodeUnsubackV5 } from "./encoder.ts";
 import { encodeDelivery } from "./delivery-frame.ts";
 import { createInflight, type Inflight } from "./inflight.ts";
 import { type Outcome, reasonOf } from "./outcome.ts";
@@ -141,7 +141,8 @@ export class Subscriber {
   private async grant(packet: SubscribePacket, subscribe: SubscribeIn, refusal: Reason | undefined): Promise<void> {
     const { handle, connection } = this.admitted;
     const { meters, spec } = this.deps;
-    const granted: { topicFilter: string; isNew: boolean }[] = [];
+    const granted: string[] = [];
+    const stored: Awaitable<{ readonly isNew: boolean }>[] = [];
     const answers: number[] = [];
     for (const [index, { topicFilter, qos, refused }] of packet.subscriptions.entries()) {
       const by = refused === true ? "notAuthorized" : refused === false ? undefined : refused;
@@ -153,21 +154,25 @@ export class Subscriber {
       }
       const wanted = subscribe.subscriptions[index];
       const code = qos > spec.maxQos ? spec.maxQos : qos;
-      const stored = handle.subscribe(topicFilter, {
-        qos: code,
-        noLocal: wanted?.noLocal ?? false,
-        retainAsPublished: wanted?.retainAsPublished ?? false,
-        retainHandling: wanted?.retainHandling ?? 0,
-        identifier: subscribe.identifier,
-      });
-      const { isNew } = stored instanceof Promise ? await stored : stored;
-      granted.push({ topicFilter, isNew });
+      granted.push(topicFilter);
+      stored.push(
+        handle.subscribe(topicFilter, {
+          qos: code,
+          noLocal: wanted?.noLocal ?? false,
+          retainAsPublished: wanted?.retainAsPublished ?? false,
+          retainHandling: wanted?.retainHandling ?? 0,
+          identifier: subscribe.identifier,
+        }),
+      );
       answers.push(code);
     }
+    // Begun all before one is waited for: a store that writes needs one write for them.
+    const all = allOf(stored);
+    const outcomes = all instanceof Promise ? await all : all;
     meters.sent("suback");
     connection.send((this.isV5 ? encodeSubackV5 : encodeSuback)(packet.packetId, answers));
-    for (const { topicFilter, isNew } of granted) {
-      const delivered = handle.deliverRetained(topicFilter, isNew);
+    for (const [index, topicFilter] of granted.entries()) {
+      const delivered = handle.deliverRetained(topicFilter, outcomes[index]?.isNew === true);
       if (delivered instanceof Promise) await delivered;
     }
   }
@@ -183,16 +188,13 @@ export class Subscriber {
   /** 3.1.x knows no refusal of an UNSUBSCRIBE: a policy that forbids it keeps the subscription, and the UNSUBACK comes. */
   private async unbind(packetId: number, topicFilters: readonly string[], refusal: Reason | undefined): Promise<void> {
     const { handle, connection } = this.admitted;
-    const answers: number[] = [];
-    for (const topicFilter of topicFilters) {
-      if (refusal !== undefined) {
-        answers.push(reasonCodeFor("unsuback", refusal));
-        continue;
-      }
-      const stored = handle.unsubscribe(topicFilter);
-      const was = stored instanceof Promise ? await stored : stored;
-      answers.push(was ? 0 : codes.noSubscriptionExisted);
-    }
+    const stored = refusal === undefined ? topicFilters.map((topicFilter) => handle.unsubscribe(topicFilter)) : [];
+    const all = allOf(stored);
+    const outcomes = all instanceof Promise ? await all : all;
+    const answers = topicFilters.map((_, index) => {
+      if (refusal !== undefined) return reasonCodeFor("unsuback", refusal);
+      return outcomes[index] === true ? 0 : codes.noSubscriptionExisted;
+    });
     this.deps.meters.sent("unsuback");
     connection.send(this.isV5 ? encodeUnsubackV5(packetId, answers) : encodeAck("unsuback", packetId));
   }
@@ -218,4 +220,10 @@ const refusedCode = 0x80;
 /** A filter that fails has not said that the client may not; so it may try again. */
 function refusalOf(outcome: Outcome): Reason {
   return outcome.kind === "fault" ? "implementationSpecificError" : reasonOf(outcome);
+}
+
+/** Together: no promise where the store had every answer at once. */
+function allOf<T>(answers: readonly Awaitable<T>[]): Awaitable<readonly T[]> {
+  if (!answers.some((answer) => answer instanceof Promise)) return answers as readonly T[];
+  return Promise.all(answers.map((answer) => Promise.resolve(answer)));
 }

@@ -1,6 +1,7 @@
 /** CPU microseconds a packet of the codec: `node test/bench/codec.ts`. */
 import { generate, parser } from "mqtt-packet";
-import { createDecoder, encodeAck, encodePublishTemplate, publishFromTemplate } from "../../kernel/codec.ts";
+import { createDecoder } from "../../kernel/codec.ts";
+import { encodeAck, encodePublishTemplate, publishFromTemplate } from "../../kernel/encoder.ts";
 
 const packets = 400_000;
 const message = {

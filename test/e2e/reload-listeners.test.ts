@@ -159,6 +159,7 @@ test("a unix socket: its permissions change where it stands; it moves between pr
     ]),
   );
   assert.match(failed.problems[0]?.message ?? "", /its folder must exist/);
+  assert.match(failed.problems[0]?.where ?? "", /sluice\.yaml:\d+:\d+ > mqttproxy > listeners\[1\]\.socket$/);
   assert.deepEqual(await identity(), [inode, 0o660]);
   await client.publishAsync("t", "x", { qos: 1 });
   const closed = new Promise<void>((resolve) => client.once("close", () => resolve()));

@@ -271,6 +271,17 @@ test("[MQTT-3.14.2-3] [MQTT-3.2.2-19] words that go beyond the client's maximum 
   assert.deepEqual([answer.reasonCode, answer.properties], [0x8a, undefined]);
 });
 
+test("[MQTT-3.1.2-24] an answer that the client could not take is not sent: it is closed instead", async (t) => {
+  const { port } = await startProbedGateway(t);
+  const tiny = await openRawClient(port(), v5);
+  tiny.send({ cmd: "connect", clientId: "", clean: true, protocolVersion: 5, properties: { maximumPacketSize: 20 } });
+  await tiny.expectClose();
+  const small = await connect(port(), "small", { maximumPacketSize: 20 });
+  const subscriptions = Array.from({ length: 20 }, (_, n) => ({ topic: String(n), qos: 0 as const }));
+  small.send({ cmd: "subscribe", messageId: 1, subscriptions });
+  assert.equal((await small.expectLast("disconnect")).reasonCode, 0x95);
+});
+
 test("[MQTT-3.2.2-12] [MQTT-3.2.2-13] a will that could not be published as it is: CONNACK 0x9B, 0x9A", async (t) => {
   const { port } = await startProbedGateway(t, {
     brokerMode: true,

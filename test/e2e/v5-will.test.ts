@@ -4,7 +4,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { test } from "node:test";
 import { eventually } from "../helpers/eventually.ts";
 import { publishes, startProbedGateway } from "../helpers/probed-gateway.ts";
-import { connectRaw, type RawClient } from "../helpers/raw-client.ts";
+import { connectRaw, openRawClient, type RawClient } from "../helpers/raw-client.ts";
 
 interface WillOptions {
   readonly delay?: number;
@@ -150,4 +150,17 @@ test("a stop publishes the wills that wait, and none of those who were connected
     publishes(probes.Publish).map(({ packet }) => packet.topic),
     ["will/away"],
   );
+});
+
+test("checkPayloadFormat: a will that is not UTF-8 though it says so is refused with 0x99", async (t) => {
+  const { port } = await startProbedGateway(t, { checkPayloadFormat: true });
+  for (const [payload, expected] of [
+    [Buffer.from("fine"), 0],
+    [Buffer.from([0xff]), 0x99],
+  ] as const) {
+    const client = await openRawClient(port(), { protocolVersion: 5 });
+    const will = { topic: "w", payload, qos: 0, retain: false, properties: { payloadFormatIndicator: true } } as const;
+    client.send({ cmd: "connect", clientId: "c", clean: true, protocolVersion: 5, will });
+    assert.equal((await client.expect("connack")).reasonCode, expected);
+  }
 });

@@ -1,8 +1,8 @@
 import assert from "node:assert/strict";
 import { describe, test } from "node:test";
 import { generate, parser, type Packet } from "mqtt-packet";
+import { createDecoder, type InPacket, type Refusal } from "../../kernel/codec.ts";
 import {
-  createDecoder,
   encodeAck,
   encodeAuth,
   encodeConnackV5,
@@ -10,10 +10,8 @@ import {
   encodePublishTemplate,
   encodeSubackV5,
   encodeUnsubackV5,
-  type InPacket,
   publishFromTemplate,
-  type Refusal,
-} from "../../kernel/codec.ts";
+} from "../../kernel/encoder.ts";
 import { bytesOf, field, packet } from "../fixtures/malformed-packets.ts";
 import {
   connectV5,

@@ -2,15 +2,15 @@ import assert from "node:assert/strict";
 import { describe, test } from "node:test";
 import { generate, parser } from "mqtt-packet";
 import type { Packet } from "mqtt-packet";
+import { createDecoder } from "../../kernel/codec.ts";
 import {
-  createDecoder,
   encodeAck,
   encodeConnack,
   encodePublishTemplate,
   encodeSuback,
   pingresp,
   publishFromTemplate,
-} from "../../kernel/codec.ts";
+} from "../../kernel/encoder.ts";
 import type { InPacket } from "../../kernel/codec.ts";
 import { bytesOf, connect, field, packet, validConnect } from "../fixtures/malformed-packets.ts";
 
