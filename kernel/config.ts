@@ -8,10 +8,11 @@ import { isMap, issues, readEntry, validateEntry, type Entry, type Issues } from
 import { SluiceError } from "./errors.ts";
 import { isKernelKind, kernelKindNames, kernelSchemas, type KernelKind } from "./kernel-kinds.ts";
 import type { FilterKind, ServiceKind } from "./plugin.ts";
+import type { PluginModules } from "./plugin-modules.ts";
 import { findPlugins, type Registry } from "./registry.ts";
 import { schemaCompiler, type Compile } from "./schema.ts";
 import { showDocument, toGatewaySpec, toPipelineSpec, toProxySpec } from "./spec-builder.ts";
-import type { Spec } from "./spec.ts";
+import type { KindOrigin, Spec } from "./spec.ts";
 
 export type { Problem } from "./documents.ts";
 
@@ -24,6 +25,8 @@ export interface LoadOptions {
   readonly bins: readonly string[];
   /** Texts that files of the config are taken to hold, to see what would become of it. */
   readonly overlay?: Overlay;
+  /** Where a gateway may run already: what it has in memory of the plugins' code. */
+  readonly modules?: PluginModules;
 }
 
 /** Where a document stands. */
@@ -69,7 +72,13 @@ export async function loadSpec(o: LoadOptions): Promise<LoadedSpec> {
     found.problem(entry.where(["kind"]), "a config has one Gateway document at most: merge them");
   const gateway = toGatewaySpec(gateways[0]?.valid === true ? gateways[0].options : undefined, files.folder);
   await checkFolders(gateways[0], gateway.plugins.dirs, found);
-  const registry = await findPlugins({ folder: files.folder, dirs: gateway.plugins.dirs, bins: o.bins, compile });
+  const registry = await findPlugins({
+    folder: files.folder,
+    dirs: gateway.plugins.dirs,
+    bins: o.bins,
+    compile,
+    modules: o.modules,
+  });
   const entries = [...written, ...impliedEntries(registry, written, found)];
 
   // All options are validated before any plugin's code runs.
@@ -99,7 +108,7 @@ export async function loadSpec(o: LoadOptions): Promise<LoadedSpec> {
     registry,
     problems,
     warnings,
-    inputs: files.inputs,
+    inputs: new Set([...files.inputs, ...registry.inputs()]),
     path: files.path,
     texts: files.texts,
     written: written.flatMap(({ kind, name, raw: { file, index } }) => (file ? [{ kind, name, file, index }] : [])),
@@ -107,15 +116,21 @@ export async function loadSpec(o: LoadOptions): Promise<LoadedSpec> {
   if (problems.length > 0 || files.path === undefined) return { spec: undefined, ...read };
 
   const schemaOf = (kind: string) => (isKernelKind(kind) ? kernelSchemas[kind] : registry.schema(kind));
+  const originOf = (kind: string): KindOrigin => {
+    const origin = registry.origin(kind);
+    if (!origin) throw new Error(`${kind} comes from no package, and no problem says so`);
+    return { package: origin.package, version: origin.version };
+  };
   const spec: Spec = {
     path: files.path,
     folder: files.folder,
     gateway,
     proxies: proxies.map((proxy, index) => toProxySpec(proxy, specs[index] ?? [])),
-    pipelines: pipelines.map(toPipelineSpec),
+    pipelines: pipelines.map((pipeline) => toPipelineSpec(pipeline, originOf)),
     services: services.map((service) => ({
       name: service.name,
       kind: codes.get(service.kind) as ServiceKind,
+      from: originOf(service.kind),
       options: service.options,
     })),
     documents: [...gateways, ...proxies, ...pipelines, ...services].map((entry) => showDocument(entry, schemaOf)),

@@ -3,7 +3,7 @@ import { messageOf, SluiceError } from "./errors.ts";
 import { createHost, type HostSource } from "./host.ts";
 import { createPipeline, type FilterInstance, type Pipeline } from "./pipeline.ts";
 import type { Clock, Service } from "./plugin.ts";
-import { filtersOf } from "./plan.ts";
+import { filtersOf, isSuccessor } from "./plan.ts";
 import { createProxy, type Proxy, type ProxyChange } from "./proxy.ts";
 import type { FilterSpec, PipelineSpec, ServiceSpec, Spec } from "./spec.ts";
 import type { Store } from "./store.ts";
@@ -98,7 +98,7 @@ export async function buildGeneration(running: Generation, spec: Spec, workshop:
         services.set(wanted.name, old);
         continue;
       }
-      const made = await startService(wanted, old?.spec.kind === wanted.kind ? old.service : undefined, workshop);
+      const made = await startService(wanted, old && isSuccessor(old.spec, wanted) ? old.service : undefined, workshop);
       built.push({ name: wanted.name, close: made.close });
       services.set(wanted.name, made);
     }
@@ -113,9 +113,10 @@ export async function buildGeneration(running: Generation, spec: Spec, workshop:
     next: { spec, filters, pipelines, services, proxies },
     rollback,
     commit() {
-      for (const [name, { filter, kind }] of filters) {
+      for (const [name, next] of filters) {
+        const { filter } = next;
         const old = running.filters.get(name);
-        if (!old || old.filter === filter || old.kind !== kind) continue;
+        if (!old || old.filter === filter || !isSuccessor(old, next)) continue;
         try {
           filter.adopt?.(old.filter);
         } catch (error) {
@@ -186,7 +187,7 @@ function pipelineOf(
 }
 
 async function createFilter(
-  { name, kind, options }: FilterSpec,
+  { name, kind, from, options }: FilterSpec,
   { source, startDeadlineMs }: Workshop,
 ): Promise<FilterInstance> {
   const [pipeline, filterName] = splitName(name);
@@ -197,6 +198,7 @@ async function createFilter(
     return {
       name: filterName,
       kind,
+      from,
       filter,
       options,
       async close() {

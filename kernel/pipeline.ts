@@ -12,7 +12,7 @@ import type {
   PacketType,
   Reason,
 } from "./plugin.ts";
-import type { PipelineSpec } from "./spec.ts";
+import type { KindOrigin, PipelineSpec } from "./spec.ts";
 import { createThrottle } from "./throttle.ts";
 
 /** How a packet's run ended; design.md §4 says what each means for the client. */
@@ -64,6 +64,7 @@ export interface Pipeline {
 export interface FilterInstance {
   readonly name: string;
   readonly kind: FilterKind;
+  readonly from: KindOrigin;
   readonly filter: Filter;
   /** What it was made from: a filter whose kind and options are the same is kept over a change. */
   readonly options: unknown;

@@ -1,4 +1,5 @@
 /** Which kinds the installed packages provide: manifests read and checked without running anything, code imported when a kind is in use. */
+import { join, sep } from "node:path";
 import { pathToFileURL } from "node:url";
 import semver from "semver";
 import { SluiceError, type Code } from "./errors.ts";
@@ -6,7 +7,9 @@ import { isKernelKind } from "./kernel-kinds.ts";
 import { readManifest, type Manifest, type PackageProblem } from "./manifest.ts";
 import { packagesIn, searchPlaces, type ImpliedDocument, type SearchPlace } from "./packages.ts";
 import type { FilterKind, KindInfo, PacketType, ServiceKind } from "./plugin.ts";
+import type { PluginModules } from "./plugin-modules.ts";
 import { schemaCompiler, type Compile, type Validate } from "./schema.ts";
+import type { KindOrigin } from "./spec.ts";
 import { didYouMean } from "./suggest.ts";
 
 /** The plugin API's version, which `engines.sluice` of a plugin's package.json is matched against. */
@@ -28,6 +31,8 @@ export interface Registry {
    */
   load(kind: string, others?: readonly string[]): Promise<FilterKind | ServiceKind>;
   family(kind: string): "filter" | "service" | undefined;
+  /** The package that provides the kind. */
+  origin(kind: string): KindOrigin | undefined;
   schema(kind: string): object | undefined;
   /** Checks a kind's options and fills in their defaults. */
   validator(kind: string): Validate | undefined;
@@ -36,6 +41,8 @@ export interface Registry {
   problems(): readonly PackageProblem[];
   /** Documents that the distribution adds to every config that has none of their kind. */
   implied(): readonly ImpliedDocument[];
+  /** Files, there or not, in which it shows that packages were added, removed or changed. */
+  inputs(): readonly string[];
 }
 
 export async function findPlugins(o: {
@@ -48,6 +55,8 @@ export async function findPlugins(o: {
   readonly compile?: Compile;
   /** How long a plugin's module may take to import. */
   readonly importDeadlineMs?: number;
+  /** The code that is in memory already; without it, code is imported as this process first saw it. */
+  readonly modules?: PluginModules | undefined;
 }): Promise<Registry> {
   const compile = o.compile ?? schemaCompiler();
   const places = await searchPlaces(o);
@@ -65,7 +74,7 @@ export async function findPlugins(o: {
     if ("problem" in checked) problems.push(checked.problem);
     else plugins.push(checked);
   }
-  return registryOf(plugins, problems, places, o.importDeadlineMs ?? standardImportDeadlineMs);
+  return registryOf({ ...o, plugins, problems, places });
 }
 
 interface Plugin {
@@ -104,12 +113,19 @@ function check(manifest: Manifest, compile: Compile): Plugin | { problem: Packag
   return { manifest, validators };
 }
 
-function registryOf(
-  plugins: readonly Plugin[],
-  problems: PackageProblem[],
-  places: readonly SearchPlace[],
-  deadlineMs: number,
-): Registry {
+function registryOf({
+  plugins,
+  problems,
+  places,
+  importDeadlineMs: deadlineMs = standardImportDeadlineMs,
+  modules,
+}: {
+  readonly plugins: readonly Plugin[];
+  readonly problems: PackageProblem[];
+  readonly places: readonly SearchPlace[];
+  readonly importDeadlineMs?: number;
+  readonly modules?: PluginModules | undefined;
+}): Registry {
   const providers = new Map<string, Plugin[]>();
   const commands = new Map<string, { package: string; entry: string }>();
   for (const plugin of plugins) {
@@ -193,7 +209,7 @@ function registryOf(
       const from = find(kind, others);
       let promise = loading.get(kind);
       if (promise === undefined) {
-        promise = importKind(kind, from, deadlineMs).then((code) => {
+        promise = importKind(kind, from, { deadlineMs, modules }).then((code) => {
           loaded.set(kind, code);
           return code;
         });
@@ -202,19 +218,40 @@ function registryOf(
       return promise;
     },
     family: (kind) => declared(kind)?.family,
+    origin: (kind) => provider(kind)?.manifest,
     schema: (kind) => declared(kind)?.schema,
     validator: (kind) => provider(kind)?.validators.get(kind),
     commands: () => commands,
     problems: () => problems,
     implied: () => places.flatMap((place) => place.implied),
+    inputs: () => [
+      ...places.flatMap((place) => place.receipts),
+      ...[...loading.keys()].flatMap((kind) => {
+        const manifest = provider(kind)?.manifest;
+        const declaration = manifest?.kinds.get(kind);
+        // What lies in node_modules changes by an install, at the end of which one of the receipts does.
+        if (!manifest || !declaration || manifest.folder.split(sep).includes("node_modules")) return [];
+        return [join(manifest.folder, "package.json"), declaration.entry];
+      }),
+    ],
   };
 }
 
 const isFilter = (code: FilterKind | ServiceKind): code is FilterKind => "packets" in code;
 
-async function importKind(kind: string, manifest: Manifest, deadlineMs: number): Promise<FilterKind | ServiceKind> {
+async function importKind(
+  kind: string,
+  manifest: Manifest,
+  { deadlineMs, modules }: { readonly deadlineMs: number; readonly modules: PluginModules | undefined },
+): Promise<FilterKind | ServiceKind> {
   const { entry, family } = manifest.kinds.get(kind)!;
-  const module = await importWithin(entry, `${kind} of the package ${manifest.package}`, deadlineMs);
+  const url = await modules?.url(manifest, entry);
+  const module = await importWithin(entry, `${kind} of the package ${manifest.package}`, deadlineMs, url).catch(
+    (error: unknown) => {
+      if (url !== undefined) modules?.failed(manifest, url);
+      throw error;
+    },
+  );
   const code = defaultExport(module);
   const faults = family === "filter" ? filterFaults(kind, code) : serviceFaults(kind, code);
   if (faults.length > 0) {
@@ -226,11 +263,12 @@ async function importKind(kind: string, manifest: Manifest, deadlineMs: number):
   return code as FilterKind | ServiceKind;
 }
 
-/** Imports a plugin's file under the start deadline; `what` names it in the errors. */
+/** Imports a plugin's file, by its URL where that has a query, under the start deadline; `what` names it in the errors. */
 export async function importWithin(
   entry: string,
   what: string,
   deadlineMs = standardImportDeadlineMs,
+  url = pathToFileURL(entry).href,
 ): Promise<unknown> {
   let timer: NodeJS.Timeout | undefined;
   const deadline = new Promise<never>((_, reject) => {
@@ -246,7 +284,7 @@ export async function importWithin(
     );
   });
   try {
-    return await Promise.race([import(pathToFileURL(entry).href), deadline]);
+    return await Promise.race([import(url), deadline]);
   } catch (error) {
     throw importError(error, entry, what);
   } finally {

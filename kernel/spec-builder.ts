@@ -4,7 +4,7 @@ import { flowOf, type FilterEntry, type PipelineEntry } from "./checks.ts";
 import type { Entry } from "./entry.ts";
 import type { ConfigDocument, FilterKind, PacketType } from "./plugin.ts";
 import { redact } from "./schema-walk.ts";
-import type { CertificatePair, FlowNode, GatewaySpec, PipelineSpec, ProxySpec } from "./spec.ts";
+import type { CertificatePair, FlowNode, GatewaySpec, KindOrigin, PipelineSpec, ProxySpec } from "./spec.ts";
 
 /** As the schema has checked them: what the spec holds, but for rules by packet type and times in milliseconds. */
 type ProxyOptions = Omit<
@@ -43,14 +43,19 @@ export function toProxySpec(entry: Entry, certificate: readonly CertificatePair[
   };
 }
 
-export function toPipelineSpec(entry: PipelineEntry): PipelineSpec {
+export function toPipelineSpec(entry: PipelineEntry, originOf: (kind: string) => KindOrigin): PipelineSpec {
   const { timeout, data } = entry.options as { timeout: number; data: Record<string, unknown> };
   const steps: readonly FlowNode[] = flowOf(entry).map(({ filter, alias, jumpIf }) => ({ filter, alias, jumpIf }));
   const all = entry.filters.map(({ name }) => ({ filter: name, alias: name, jumpIf: {} }));
   return {
     name: entry.name,
     flow: steps.length === 0 ? all : steps,
-    filters: entry.filters.map((filter) => ({ name: filter.name, kind: codeOf(filter), options: filter.options })),
+    filters: entry.filters.map((filter) => ({
+      name: filter.name,
+      kind: codeOf(filter),
+      from: originOf(filter.kind),
+      options: filter.options,
+    })),
     data,
     timeoutMs: timeout * 1000,
   };

@@ -50,9 +50,16 @@ export interface ProxySpec {
   readonly faultGraceMs: number;
 }
 
+/** The package that a kind comes from. */
+export interface KindOrigin {
+  readonly package: string;
+  readonly version: string;
+}
+
 export interface FilterSpec {
   readonly name: string;
   readonly kind: FilterKind;
+  readonly from: KindOrigin;
   /** Without `name` and `kind`, defaults applied. */
   readonly options: unknown;
 }
@@ -78,6 +85,7 @@ export interface PipelineSpec {
 export interface ServiceSpec {
   readonly name: string;
   readonly kind: ServiceKind;
+  readonly from: KindOrigin;
   readonly options: unknown;
 }
 

@@ -3,6 +3,7 @@ import { constants } from "node:os";
 import { pino, type DestinationStream, type Logger } from "pino";
 import { loadSpec } from "../config.ts";
 import { createGateway, type Gateway } from "../gateway.ts";
+import { createPluginModules } from "../plugin-modules.ts";
 import { createReloader } from "../reload.ts";
 import { type Watcher, watchInputs } from "../watch.ts";
 import type { Cli } from "./main.ts";
@@ -12,8 +13,10 @@ export async function run(cli: Cli, { config, watch }: { config?: string; watch:
   // The config says the level, and whether it can be read at all is not known yet.
   const log = pino({ timestamp: pino.stdTimeFunctions.isoTime }, await logStream(cli));
   const gateway = createGateway({ log, version: cli.version });
+  const modules = createPluginModules({ log, metrics: gateway.host.metrics });
   const reloader = createReloader({
-    load: (overlay = new Map()) => loadSpec({ ...cli, overlay, ...(config === undefined ? {} : { path: config }) }),
+    load: (overlay = new Map()) =>
+      loadSpec({ ...cli, overlay, modules, ...(config === undefined ? {} : { path: config }) }),
     gateway,
     log,
   });
@@ -49,6 +52,7 @@ export async function run(cli: Cli, { config, watch }: { config?: string; watch:
   log.info({ signal }, "stopping");
   watcher?.close();
   await gateway.stop();
+  modules.close();
   // Only now: without a listener, a SIGHUP would end the process in the middle of its stop.
   process.off("SIGHUP", onHangup);
   signals.release();
