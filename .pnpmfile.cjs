@@ -27,10 +27,12 @@ function toBuilt(value, dir, extension = ".js") {
  * The distribution is the workspace's root. It holds no code, so its bin, which is the kernel's in the workspace, becomes a
  * file that runs the kernel's. `private` keeps it from being published otherwise than packed.
  */
-function packDistribution({ private: _, scripts, devDependencies, packageManager, ...manifest }, dir) {
+function packDistribution(manifest, dir) {
+  const packed = { ...manifest, bin: { sluice: "./dist/sluice.js" } };
+  for (const field of ["private", "scripts", "devDependencies", "packageManager"]) delete packed[field];
   mkdirSync(join(dir, "dist"), { recursive: true });
   writeFileSync(join(dir, "dist/sluice.js"), '#!/usr/bin/env node\nimport "@sluice/kernel/cli";\n', { mode: 0o755 });
-  return { ...manifest, bin: { sluice: "./dist/sluice.js" } };
+  return packed;
 }
 
 function beforePacking(manifest, dir) {

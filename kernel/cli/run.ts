@@ -5,6 +5,7 @@ import { loadSpec } from "../config.ts";
 import { createGateway, type Gateway } from "../gateway.ts";
 import { createPluginModules } from "../plugin-modules.ts";
 import { createReloader } from "../reload.ts";
+import { schemaCompiler } from "../schema.ts";
 import { type Watcher, watchInputs } from "../watch.ts";
 import type { Cli } from "./main.ts";
 import { count, problemLine } from "./report.ts";
@@ -13,10 +14,14 @@ export async function run(cli: Cli, { config, watch }: { config?: string; watch:
   // The config says the level, and whether it can be read at all is not known yet.
   const log = pino({ timestamp: pino.stdTimeFunctions.isoTime }, await logStream(cli));
   const gateway = createGateway({ log, version: cli.version });
-  const modules = createPluginModules({ log, metrics: gateway.host.metrics });
+  const from = {
+    ...cli,
+    compile: schemaCompiler(),
+    modules: createPluginModules({ log, metrics: gateway.host.metrics }),
+    ...(config === undefined ? {} : { path: config }),
+  };
   const reloader = createReloader({
-    load: (overlay = new Map()) =>
-      loadSpec({ ...cli, overlay, modules, ...(config === undefined ? {} : { path: config }) }),
+    load: (overlay = new Map()) => loadSpec({ ...from, overlay }),
     gateway,
     log,
   });
@@ -52,7 +57,7 @@ export async function run(cli: Cli, { config, watch }: { config?: string; watch:
   log.info({ signal }, "stopping");
   watcher?.close();
   await gateway.stop();
-  modules.close();
+  from.modules.close();
   // Only now: without a listener, a SIGHUP would end the process in the middle of its stop.
   process.off("SIGHUP", onHangup);
   signals.release();

@@ -8,6 +8,7 @@ import { loadSpec } from "../../kernel/config.ts";
 import type { Overlay } from "../../kernel/config-files.ts";
 import { createGateway, type Gateway } from "../../kernel/gateway.ts";
 import { createPluginModules } from "../../kernel/plugin-modules.ts";
+import { schemaCompiler } from "../../kernel/schema.ts";
 import { createReloader, type Reloaded } from "../../kernel/reload.ts";
 
 export interface TestGateway {
@@ -48,9 +49,10 @@ export async function startTestGateway(
     version: "0.0.0-test",
     ...(options.startDeadlineMs === undefined ? {} : { startDeadlineMs: options.startDeadlineMs }),
   });
-  const modules = createPluginModules({ log, metrics: gateway.host.metrics });
+  const [compile, modules] = [schemaCompiler(), createPluginModules({ log, metrics: gateway.host.metrics })];
+  const env = { ...process.env, ...options.env };
   const load = (overlay: Overlay = new Map()) =>
-    loadSpec({ path: file, cwd: folder, env: { ...process.env, ...options.env }, bins: [bin], overlay, modules });
+    loadSpec({ path: file, cwd: folder, env, bins: [bin], overlay, compile, modules });
   const reloader = createReloader({ load, gateway, log });
   const { plan, problems } = await reloader.reload("start");
   if (!plan) {
