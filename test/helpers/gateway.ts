@@ -2,14 +2,18 @@
 import { mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { fileURLToPath } from "node:url";
 import { pino } from "pino";
-import { loadSpec } from "../../kernel/config.ts";
 import type { Overlay } from "../../kernel/config-files.ts";
-import { createGateway, type Gateway } from "../../kernel/gateway.ts";
-import { createPluginModules } from "../../kernel/plugin-modules.ts";
-import { schemaCompiler } from "../../kernel/schema.ts";
-import { createReloader, type Reloaded } from "../../kernel/reload.ts";
+import type { Gateway } from "../../kernel/gateway.ts";
+import type { Reloaded } from "../../kernel/reload.ts";
+import {
+  bin,
+  createGateway,
+  createPluginModules,
+  createReloader,
+  loadSpec,
+  schemaCompiler,
+} from "./gateway-under-test.ts";
 
 export interface TestGateway {
   readonly gateway: Gateway;
@@ -29,8 +33,6 @@ export interface TestGateway {
   /** Also removes the folder. */
   readonly stop: () => Promise<void>;
 }
-
-const bin = fileURLToPath(new URL("../../kernel/cli.ts", import.meta.url));
 
 /** @param yaml proxies with `port: 0`; an AdminAPI on a free port is added unless it has one */
 export async function startTestGateway(
