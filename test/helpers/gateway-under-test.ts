@@ -15,16 +15,16 @@ interface Place {
 }
 
 function workspace(): Place {
-  const kernel = join(import.meta.dirname, "../../kernel");
-  return { bin: join(kernel, "cli.ts"), file: (name) => join(kernel, `${name}.ts`) };
+  const folder = join(import.meta.dirname, "../../kernel");
+  return { bin: join(folder, "cli.ts"), file: (name) => join(folder, `${name}.ts`) };
 }
 
 function installation(home: string): Place {
   const manifest = realpathSync(join(home, "node_modules/sluice/package.json"));
   const require = createRequire(manifest);
   const { bin } = require(manifest) as { bin: { sluice: string } };
-  const kernel = dirname(require.resolve("@sluice/kernel/package.json"));
-  return { bin: join(dirname(manifest), bin.sluice), file: (name) => join(kernel, "dist", `${name}.js`) };
+  const folder = join(dirname(require.resolve("@sluice/kernel/package.json")), "dist");
+  return { bin: join(dirname(manifest), bin.sluice), file: (name) => join(folder, `${name}.js`) };
 }
 
 const home = process.env["SLUICE_TEST_HOME"];

@@ -8,15 +8,18 @@ import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import { delimiter, dirname, join } from "node:path";
 import { promisify } from "node:util";
-import rootManifest from "../../package.json" with { type: "json" };
 
 const root = join(import.meta.dirname, "../..");
 
-/** Waits for the end of a command. The node that runs the tests is the one that `#!/usr/bin/env node` finds. */
+/** The node that runs the tests is the one that `#!/usr/bin/env node` finds. */
+export const env: NodeJS.ProcessEnv = {
+  ...process.env,
+  PATH: [dirname(process.execPath), join(root, "node_modules/.bin"), process.env["PATH"]].join(delimiter),
+};
+
+/** Waits for the end of a command. */
 export async function run(file: string, args: readonly string[], cwd: string, extra: NodeJS.ProcessEnv = {}) {
-  const path = [dirname(process.execPath), join(root, "node_modules/.bin"), process.env["PATH"]].join(delimiter);
-  const options = { cwd, env: { ...process.env, PATH: path, ...extra }, maxBuffer: 2 ** 26 };
-  return promisify(execFile)(file, args, options);
+  return promisify(execFile)(file, args, { cwd, env: { ...env, ...extra }, maxBuffer: 2 ** 26 });
 }
 
 export interface Manifest {
@@ -42,9 +45,9 @@ export interface Published {
   /** The distribution, the kernel and the bundled plugins, sorted. */
   readonly names: readonly string[];
   /** The path of its tarball. */
-  tarball(name: string): string;
+  readonly tarball: (name: string) => string;
   /** Where it is unpacked. */
-  unpacked(name: string): string;
+  readonly unpacked: (name: string) => string;
   remove(): Promise<void>;
 }
 
@@ -126,5 +129,3 @@ export async function startRegistry({ names, tarball, unpacked }: Published): Pr
     },
   };
 }
-
-export const { packageManager } = rootManifest;
