@@ -1,4 +1,5 @@
 /** `sluice` installed from a registry in a project of its own, and the end-to-end suites run against it. */
+import assert from "node:assert/strict";
 import { mkdtemp, readFile, realpath, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -24,6 +25,8 @@ export interface Installation {
   readonly add: (...names: readonly string[]) => Promise<void>;
   /** Runs the installed command in the project. Returns what it prints; rejects where it fails. */
   readonly sluice: (...args: readonly string[]) => Promise<string>;
+  /** What `sluice check` finds wrong with the config; rejects where it finds nothing. */
+  readonly problems: (config: string) => Promise<string>;
   readonly remove: () => Promise<void>;
 }
 
@@ -31,13 +34,23 @@ export interface Installation {
 export async function createProject(layout: Layout, registry: Registry): Promise<Installation> {
   const home = await realpath(await mkdtemp(join(tmpdir(), "sluice-site-")));
   await writeFile(join(home, "package.json"), JSON.stringify({ name: "site", version: "1.0.0", private: true }));
+  const sluice = async (...args: readonly string[]): Promise<string> =>
+    (await run(join(home, "node_modules/.bin/sluice"), args, home)).stdout;
   return {
     home,
+    sluice,
+    problems: (config) =>
+      sluice("check", "-c", config).then(
+        () => assert.fail(`${config} has no problems`),
+        (error: { code: number; stdout: string; stderr: string }) => {
+          assert.equal(error.code, 1);
+          return error.stdout + error.stderr;
+        },
+      ),
     async add(...names) {
       const [file = "", ...args] = commands[layout];
       await run(file, [...args, ...names], home, registry.env);
     },
-    sluice: async (...args) => (await run(join(home, "node_modules/.bin/sluice"), args, home)).stdout,
     remove: () => rm(home, { recursive: true, force: true }),
   };
 }
