@@ -3,13 +3,16 @@ import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { existsSync } from "node:fs";
-import { readdir, rm, writeFile } from "node:fs/promises";
+import { mkdtemp, readdir, readFile, realpath, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
-import { after, before, describe, test } from "node:test";
+import { after, before, describe, test, type TestContext } from "node:test";
 import mqtt from "mqtt";
 import rootManifest from "../../package.json" with { type: "json" };
+import { configOf } from "../helpers/every-kind.ts";
 import { createProject, runSuites, takeAnyApiPort, type Installation } from "../helpers/installation.ts";
+import { parsePage } from "../helpers/markdown.ts";
 import { env, packAll, readManifest, run, startRegistry, type Published, type Registry } from "../helpers/published.ts";
 
 const root = join(import.meta.dirname, "../..");
@@ -71,19 +74,84 @@ for (const name of ["sluice", ...bundled]) {
   });
 }
 
-const everyKind = [
-  "kind: MQTTProxy\nname: proxy\nport: 0\nrules: [{ when: { packetType: Connect }, pipeline: all }]",
-  "kind: AdminAPI\nname: api\nport: 0",
-  `kind: Pipeline
-name: all
-filters:
-  - { name: auth, kind: MQTTClientAuth, auth: [{ username: a, saltedSha256Pass: "${"0".repeat(64)}" }] }
-  - { name: control, kind: ConnectControl, bannedClients: [b] }
-  - { name: mapper, kind: TopicMapper, matchIndex: 0, route: [], policies: [], setKV: { topic: t, headers: h } }
-  - { name: kafka, kind: KafkaMQTT, backend: ["127.0.0.1:9"], topic: { default: a }, mqtt: {} }
-  - { name: file, kind: FileMQTT, topic: { default: a } }
-`,
-].join("\n---\n");
+/** All that the bundled packages provide. */
+async function kindsOf(...names: readonly string[]): Promise<string[]> {
+  const manifests = await Promise.all(names.map((name) => readManifest(published.unpacked(name))));
+  return manifests.flatMap(({ sluice }) => Object.keys(sluice?.kinds ?? {}));
+}
+
+interface Started {
+  /** `mqtt://127.0.0.1:port` */
+  readonly url: string;
+  /** SIGTERM; resolves with the exit code and signal. */
+  readonly stop: () => Promise<unknown>;
+}
+
+/** A gateway that a shell command starts; it and what it has started end with the test. */
+async function start(t: TestContext, command: string, cwd: string, settings: NodeJS.ProcessEnv): Promise<Started> {
+  const child = spawn("bash", ["-c", `exec ${command}`], {
+    cwd,
+    env: settings,
+    stdio: ["ignore", "ignore", "pipe"],
+    detached: true,
+  });
+  const closed = once(child, "close");
+  const kill = (signal: NodeJS.Signals): void => {
+    if (child.pid === undefined || child.exitCode !== null || child.signalCode !== null) return;
+    process.kill(-child.pid, signal);
+  };
+  t.after(() => kill("SIGKILL"));
+  // Read to its end, so that the pipe never fills up.
+  const lines = createInterface({ input: child.stderr });
+  let printed = "";
+  const url = await new Promise<string>((resolve, reject) => {
+    lines.on("line", (line) => {
+      printed += `${line}\n`;
+      const port = /^mqttproxy listens on .*:(\d+)/.exec(line)?.[1];
+      if (port !== undefined) resolve(`mqtt://127.0.0.1:${port}`);
+    });
+    lines.once("close", () => reject(new Error(`${command} has ended:\n${printed}`)));
+  });
+  return {
+    url,
+    stop() {
+      kill("SIGTERM");
+      return closed;
+    },
+  };
+}
+
+test("docs/install.md: every command does what it says", { timeout: 120_000 }, async (t) => {
+  const { blocks } = parsePage(await readFile(join(root, "docs/install.md"), "utf8"));
+  const folder = await realpath(await mkdtemp(join(tmpdir(), "sluice-install-")));
+  t.after(() => rm(folder, { recursive: true }));
+  const settings = {
+    ...env,
+    ...registry.env,
+    npm_config_prefix: join(folder, "global"),
+    npm_config_prefer_offline: "true",
+    PATH: `${join(folder, "global/bin")}:${env["PATH"]}`,
+  };
+  let cwd = folder;
+  let printed = "";
+  let count = 0;
+  for (const { language, note, text, line } of blocks) {
+    if (language === "text") {
+      const expected = RegExp.escape(text.trim()).replaceAll("\\.\\.\\.", ".*");
+      assert.match(printed.trim(), new RegExp(`^${expected}$`), `line ${line}`);
+    } else if (language === "sh" && note === "keeps running") {
+      await takeAnyApiPort(cwd);
+      await (await start(t, text.trim(), cwd, { ...settings, SLUICE_MQTT_PORT: "0" })).stop();
+      count++;
+    } else if (language === "sh" && note !== "not run: needs Docker") {
+      const { stdout } = await run("bash", ["-ec", `${text}pwd -P > ${folder}/cwd`], cwd, settings);
+      printed = stdout;
+      cwd = (await readFile(join(folder, "cwd"), "utf8")).trim();
+      count++;
+    }
+  }
+  assert.ok(count >= 4);
+});
 
 describe("installed with npm", () => {
   let site: Installation;
@@ -92,7 +160,7 @@ describe("installed with npm", () => {
       site = await createProject("npm", registry);
       await site.add("sluice");
       await takeAnyApiPort(site.home);
-      await writeFile(join(site.home, "all.yaml"), everyKind);
+      await writeFile(join(site.home, "all.yaml"), configOf(await kindsOf(...bundled)));
     },
     { timeout: 180_000 },
   );
@@ -123,34 +191,15 @@ describe("installed with npm", () => {
   });
 
   test("every kind's entry is loaded by sluice check", async () => {
-    for (const name of bundled) {
-      const { sluice: plugin } = await readManifest(published.unpacked(name));
-      for (const kind of Object.keys(plugin?.kinds ?? {})) assert.match(everyKind, new RegExp(`kind: ${kind}\\b`));
-    }
     await site.sluice("check", "-c", "all.yaml");
   });
 
   test("sluice run takes a message to the record that sluice tail shows", { timeout: 30_000 }, async (t) => {
     await run("mkdir", ["config"], site.home);
     await run("cp", ["node_modules/sluice/config/sluice.yaml", "config/"], site.home);
-    const child = spawn(join(site.home, "node_modules/.bin/sluice"), ["run", "-c", "config/sluice.yaml"], {
-      cwd: site.home,
-      env: { ...env, SLUICE_MQTT_PORT: "0" },
-      stdio: ["ignore", "ignore", "pipe"],
-    });
-    const exited = once(child, "exit");
-    t.after(() => child.kill("SIGKILL"));
-    // Read to its end, so that the pipe never fills up.
-    const lines = createInterface({ input: child.stderr });
-    const port = await new Promise<string | undefined>((resolve) => {
-      lines.on("line", (line) => {
-        const found = /^mqttproxy listens on .*:(\d+)/.exec(line)?.[1];
-        if (found !== undefined) resolve(found);
-      });
-      lines.once("close", () => resolve(undefined));
-    });
-    assert.ok(port, "it listens");
-    const client = await mqtt.connectAsync(`mqtt://127.0.0.1:${port}`, {
+    const settings = { ...env, SLUICE_MQTT_PORT: "0" };
+    const gateway = await start(t, "node_modules/.bin/sluice run", site.home, settings);
+    const client = await mqtt.connectAsync(gateway.url, {
       clientId: "dev1",
       username: "test",
       password: "test",
@@ -179,8 +228,7 @@ describe("installed with npm", () => {
         offset: 0,
       },
     );
-    child.kill("SIGTERM");
-    assert.deepEqual(await exited, [0, null]);
+    assert.deepEqual(await gateway.stop(), [0, null]);
   });
 
   test("a plugin's author gets the types of the plugin API", async () => {
@@ -204,7 +252,7 @@ export default kind;
   test("the bundled plugins removed, and installed as anybody's: the gateway passes end-to-end suites", async (t) => {
     for (const name of plugins) await rm(join(site.home, "node_modules", name), { recursive: true });
     const failure = await site.problems("all.yaml");
-    for (const kind of ["AdminAPI", "MQTTClientAuth", "ConnectControl", "TopicMapper", "KafkaMQTT", "FileMQTT"])
+    for (const kind of await kindsOf(...plugins))
       assert.match(failure, new RegExp(`no installed package provides the kind "${kind}"`));
     await site.add(...plugins.map((name) => published.tarball(name)));
     await takeAnyApiPort(site.home);
