@@ -1,7 +1,7 @@
 /** Pure: (running, wanted) -> what is kept, built, changed and dropped. */
 import { isDeepStrictEqual } from "node:util";
 import type { Plan, PlanItem } from "./plugin.ts";
-import type { FilterSpec, PipelineSpec, ProxySpec, ServiceSpec, Spec } from "./spec.ts";
+import type { FilterSpec, KindOrigin, PipelineSpec, ProxySpec, ServiceSpec, Spec } from "./spec.ts";
 
 /** Proxy options that connections which are open already don't get. */
 const forNewConnections = [
@@ -42,7 +42,10 @@ export function isSuccessor(old: Instance, next: Instance): boolean {
   return old.kind.kind === next.kind.kind && old.from.package === next.from.package;
 }
 
-type Instance = Pick<FilterSpec | ServiceSpec, "kind" | "from">;
+interface Instance {
+  readonly kind: { readonly kind: string };
+  readonly from: KindOrigin;
+}
 
 function compareInstances(old: FilterSpec | ServiceSpec, next: FilterSpec | ServiceSpec): Difference {
   const { kind } = next.kind;
