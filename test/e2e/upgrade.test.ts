@@ -7,10 +7,12 @@ import { after, before, test, type TestContext } from "node:test";
 import { setFlagsFromString } from "node:v8";
 import { runInNewContext } from "node:vm";
 import mqtt, { type MqttClient } from "mqtt";
+import rootManifest from "../../package.json" with { type: "json" };
 import { createClone } from "../helpers/clone.ts";
 import { eventually } from "../helpers/eventually.ts";
 import { startTestGateway } from "../helpers/gateway.ts";
 import { type LogLine, spawnGateway, type SpawnedGateway } from "../helpers/spawned-gateway.ts";
+import { run } from "../helpers/published.ts";
 import { npm, writeStamp, writeStampDependency } from "../helpers/stamp-package.ts";
 
 /** Tarballs, made once. */
@@ -180,6 +182,24 @@ test("an upgrade that can't be imported leaves the running version alone; one th
     ["The config has changed", ["change Stamp publish/stamp (upgrade stamp 1.0.0 -> 1.1.0)"]],
   );
   assert.equal(await stamped(), "1.1.0 1.1.0 dep-1.1.0 2 2");
+});
+
+test("pnpm, whose versions lie in folders of their own, is noticed as well", async (t) => {
+  // Without a dependency, which pnpm would look for in a registry.
+  const shelf = join(shop, "plain");
+  const pnpm = async (folder: string, version: string): Promise<void> => {
+    await writeStamp(join(shelf, "stamp"), version);
+    await npm(shelf, "pack", "./stamp");
+    const tarball = join(shelf, `stamp-${version}.tgz`);
+    await run("npx", ["--yes", rootManifest.packageManager, "add", "--offline", tarball], folder);
+  };
+  const { folder, file, stamped, changedBy } = await start(t, config(["ConnectControl"]));
+  await changedBy(() => pnpm(folder, "1.0.0"));
+  await changedBy(() => writeFile(file, config(["Stamp"])));
+  assert.equal(await stamped(), "1.0.0 1.0.0 none 1 1");
+  const line = await changedBy(() => pnpm(folder, "1.1.0"));
+  assert.deepEqual(line["changed"], ["change Stamp publish/stamp (upgrade stamp 1.0.0 -> 1.1.0)"]);
+  assert.equal(await stamped(), "1.1.0 1.1.0 none 2 2");
 });
 
 test("code that failed for a reason outside of it is run again", async (t) => {
