@@ -156,6 +156,7 @@ function registryOf({
     });
   }
 
+  const inUse = new Set<string>();
   const loading = new Map<string, Promise<FilterKind | ServiceKind>>();
   const loaded = new Map<string, FilterKind | ServiceKind>();
   /** Undefined also where two provide it, since neither is to be preferred. */
@@ -207,6 +208,7 @@ function registryOf({
     has: (kind) => providers.has(kind),
     async load(kind, others = []) {
       const from = find(kind, others);
+      for (const file of filesThatTell(from, kind)) inUse.add(file);
       let promise = loading.get(kind);
       if (promise === undefined) {
         promise = importKind(kind, from, { deadlineMs, modules }).then((code) => {
@@ -224,17 +226,16 @@ function registryOf({
     commands: () => commands,
     problems: () => problems,
     implied: () => places.flatMap((place) => place.implied),
-    inputs: () => [
-      ...places.flatMap((place) => place.receipts),
-      ...[...loading.keys()].flatMap((kind) => {
-        const manifest = provider(kind)?.manifest;
-        const declaration = manifest?.kinds.get(kind);
-        // What lies in node_modules changes by an install, at the end of which one of the receipts does.
-        if (!manifest || !declaration || manifest.folder.split(sep).includes("node_modules")) return [];
-        return [join(manifest.folder, "package.json"), declaration.entry];
-      }),
-    ],
+    inputs: () => [...places.flatMap((place) => place.receipts), ...inUse],
   };
+}
+
+/** In which it shows that a kind's code has changed. */
+function filesThatTell({ folder, kinds }: Manifest, kind: string): string[] {
+  const entry = kinds.get(kind)?.entry;
+  // What lies in node_modules changes by an install, at the end of which the package manager says so.
+  if (entry === undefined || folder.split(sep).includes("node_modules")) return [];
+  return [join(folder, "package.json"), entry];
 }
 
 const isFilter = (code: FilterKind | ServiceKind): code is FilterKind => "packets" in code;
