@@ -1,23 +1,31 @@
 /** CONNECT, step by step: limits -> Connect pipeline -> session -> CONNACK. */
 import { randomUUID } from "node:crypto";
-import { type ConnackCode, encodeConnack, type InPacket } from "./codec.ts";
+import type { Admitted } from "./admitted.ts";
+import { type AuthExchange, createAuthExchange } from "./authentication.ts";
+import { type ConnackCode, encodeConnack, encodeConnackV5, type InPacket } from "./codec.ts";
 import { type Connection, pause } from "./connection.ts";
 import { createKeyedLimiter, createLimiter } from "./limiter.ts";
-import { createLane, type Job, type Outcome } from "./pipeline.ts";
-import type { Client, Message, Reason } from "./plugin.ts";
-import type { RateLimit } from "./spec.ts";
+import { type Outcome, reasonOf, textOf } from "./outcome.ts";
+import type { ConnectIn } from "./packet.ts";
+import { createLane, type Job } from "./pipeline.ts";
+import type { Client, Reason } from "./plugin.ts";
+import { reasonCodeFor } from "./reasons.ts";
+import { neverExpires } from "./session.ts";
+import { type ProxySpec, type RateLimit, retainAvailable } from "./spec.ts";
 import type { ProxyStore, SessionHandle } from "./store.ts";
-
-type ConnectIn = InPacket & { cmd: "connect" };
 
 export interface Admission {
   /** Nothing more is read from the connection until it is admitted; else it is refused and closed. */
   admit(connection: Connection, connect: ConnectIn): void;
+  /** A packet before the CONNACK: only AUTH and DISCONNECT are allowed [MQTT-4.12.0-4]. */
+  packet(connection: Connection, packet: InPacket): void;
+  closed(connection: Connection): void;
   /** `connectionLimit` has changed. */
   limit(to: RateLimit | undefined): void;
 }
 
 export interface AdmissionDeps {
+  readonly spec: ProxySpec;
   readonly store: ProxyStore;
   now(): number;
   /** An address is no longer counted, for there are too many. */
@@ -26,8 +34,9 @@ export interface AdmissionDeps {
   /** Is there no place for this client? */
   isFull(clientId: string): boolean;
   /** Sends the CONNACK and reads on. */
-  admitted(connection: Connection, client: Client, handle: SessionHandle, will: Message | undefined): void;
+  admitted(admitted: Admitted, connack: Buffer): void;
   refused(connection: Connection, reason: string, clientId: string, error?: unknown): void;
+  sent(cmd: "auth"): void;
 }
 
 /** Addresses whose rate of connecting is remembered. */
@@ -43,6 +52,16 @@ const connackCodes: Partial<Record<Reason, ConnackCode>> = {
   badUserNameOrPassword: 4,
 };
 
+/** A CONNECT on its way. */
+interface Arrival {
+  readonly connection: Connection;
+  readonly client: Client;
+  readonly connect: ConnectIn;
+  /** Seconds: what the client asked for, or what it is told. */
+  readonly keepalive: number;
+  readonly exchange: AuthExchange | undefined;
+}
+
 export function createAdmission(initial: RateLimit | undefined, deps: AdmissionDeps): Admission {
   const now = (): number => deps.now();
   // Before authentication the limit counts an address, so that strangers can't use up what is everybody's.
@@ -50,37 +69,85 @@ export function createAdmission(initial: RateLimit | undefined, deps: AdmissionD
     createKeyedLimiter(limit, { now, max: maxAddresses, forgotten: () => deps.forgotten() });
   let addressLimit = initial && byAddress(initial);
   let proxyLimit = initial && createLimiter(initial, now);
+  /** Of connections that are being authenticated by AUTH packets. */
+  const exchanges = new Map<Connection, AuthExchange>();
 
-  function refuse(connection: Connection, reason: Reason, clientId: string, error?: unknown): void {
+  function refuse(
+    connection: Connection,
+    { clientId, protocolVersion }: Pick<ConnectIn, "clientId" | "protocolVersion">,
+    reason: Reason,
+    why: { readonly text?: string | undefined; readonly error?: unknown } = {},
+  ): void {
     if (connection.closed) return;
-    deps.refused(connection, reason, clientId, error);
-    connection.send(encodeConnack(connackCodes[reason] ?? 5, false));
+    deps.refused(connection, reason, clientId, why.error);
+    connection.send(
+      protocolVersion === 5
+        ? encodeConnackV5({
+            reasonCode: reasonCodeFor("connack", reason),
+            sessionPresent: false,
+            reasonString: why.text,
+          })
+        : encodeConnack(connackCodes[reason] ?? 5, false),
+    );
     connection.close("refused");
   }
 
-  function authenticated(connection: Connection, client: Client, connect: ConnectIn, outcome: Outcome): void {
+  function authenticated(arrival: Arrival, outcome: Outcome): void {
+    const { connection, client, connect, exchange } = arrival;
+    exchanges.delete(connection);
+    exchange?.end("the client is authenticated");
     if (connection.closed) return;
-    if (outcome.kind !== "passed") refuse(connection, reasonOf(outcome), client.id);
-    else if (proxyLimit && !proxyLimit.admit(bytesOf(connect))) refuse(connection, "connectionRateExceeded", client.id);
-    else if (deps.isFull(client.id)) refuse(connection, "serverBusy", client.id);
-    else void acquire(connection, client, connect);
+    const known = { clientId: client.id, protocolVersion: connect.protocolVersion };
+    if (outcome.kind !== "passed") {
+      refuse(connection, known, reasonOf(outcome), {
+        text: textOf(outcome),
+        error: outcome.kind === "fault" ? outcome.error : undefined,
+      });
+    } else if (exchange && !exchange.accepted) {
+      refuse(connection, known, "badAuthenticationMethod"); // [MQTT-4.12.0-1]
+    } else if (proxyLimit && !proxyLimit.admit(bytesOf(connect))) {
+      refuse(connection, known, "connectionRateExceeded");
+    } else if (deps.isFull(client.id)) {
+      refuse(connection, known, "serverBusy");
+    } else {
+      void acquire(arrival);
+    }
   }
 
-  async function acquire(connection: Connection, client: Client, { clean, will }: ConnectIn): Promise<void> {
+  async function acquire(arrival: Arrival): Promise<void> {
+    const { connection, client, connect } = arrival;
+    const expirySec = expiryOf(connect, deps.spec);
     let handle: SessionHandle;
     try {
       handle = await deps.store.acquire({
         clientId: client.id,
-        clean,
+        cleanStart: connect.clean,
+        expirySec,
         info: { username: client.username, address: client.address },
         onLost: (why) => connection.close(why),
       });
-      if (connection.closed) await handle.close();
     } catch (error) {
-      refuse(connection, "serverUnavailable", client.id, error);
+      const known = { clientId: client.id, protocolVersion: connect.protocolVersion };
+      refuse(connection, known, "serverUnavailable", { error });
       return;
     }
-    if (!connection.closed) deps.admitted(connection, client, handle, will);
+    if (connection.closed) {
+      await handle.close();
+      return;
+    }
+    const { spec } = deps;
+    const admitted: Admitted = {
+      connection,
+      client,
+      handle,
+      connect: { ...connect, password: undefined },
+      sessionExpiry: expirySec,
+      receiveMaximum: Math.min(spec.maxInWork, 65_535),
+      topicAliasMaximum: spec.topicAliasMaximum,
+    };
+    const connack =
+      connect.protocolVersion === 5 ? connackOf(admitted, arrival, spec) : encodeConnack(0, handle.present);
+    deps.admitted(admitted, connack);
   }
 
   return {
@@ -89,43 +156,128 @@ export function createAdmission(initial: RateLimit | undefined, deps: AdmissionD
       proxyLimit = to && createLimiter(to, now);
     },
     admit(connection, connect) {
+      const { spec } = deps;
       connection.pause(pause.auth);
-      connection.startKeepAlive(connect.keepalive);
+      connection.maximumPacketSize = connect.properties?.maximumPacketSize ?? Infinity;
+      const keepalive = keepAliveOf(connect, spec);
+      connection.startKeepAlive(keepalive);
       if (addressLimit && !addressLimit(connection.address).admit(bytesOf(connect))) {
-        refuse(connection, "connectionRateExceeded", connect.clientId);
+        refuse(connection, connect, "connectionRateExceeded");
         return;
       }
-      // Without an id the session can't be found again [MQTT-3.1.3-8].
-      if (connect.clientId === "" && !connect.clean) {
-        refuse(connection, "clientIdentifierNotValid", "");
+      // Without an id the session can't be found again [MQTT-3.1.3-8]; MQTT 5 tells the client the one it is given.
+      if (connect.clientId === "" && !connect.clean && connect.protocolVersion !== 5) {
+        refuse(connection, connect, "clientIdentifierNotValid");
         return;
       }
+      const unserved = willProblem(connect, spec);
+      if (unserved) {
+        refuse(connection, connect, unserved);
+        return;
+      }
+      // What a certificate proves counts for more than what a CONNECT says.
+      const username = connection.remote.username ?? connect.username;
       const client: Client = {
         // An id of its own [MQTT-3.1.3-6], so that anonymous clients don't take each other over.
         id: connect.clientId === "" ? `auto-${randomUUID()}` : connect.clientId,
-        username: connect.username,
+        username,
         address: connection.address,
         protocolVersion: connect.protocolVersion,
-        certificate: undefined,
+        certificate: connection.remote.certificate,
         data: new Map(),
       };
       if (deps.isFull(client.id)) {
-        refuse(connection, "serverBusy", client.id);
+        refuse(connection, { ...connect, clientId: client.id }, "serverBusy");
         return;
       }
-      const { clean, keepalive, password, username, will } = connect;
-      const packet = { clientId: client.id, clean, keepalive, password, username, will };
-      const outcome = deps.run({ type: "Connect", origin: "client", packet, client, lane: createLane() }, (late) =>
-        authenticated(connection, client, connect, late),
-      );
-      if (outcome) authenticated(connection, client, connect, outcome);
+      const exchange = exchangeOf(connection, connect);
+      if (exchange) exchanges.set(connection, exchange);
+      const arrival: Arrival = { connection, client, connect, keepalive, exchange };
+      const { clean, password, will, properties } = connect;
+      const packet = {
+        clientId: client.id,
+        clean,
+        keepalive: connect.keepalive,
+        password,
+        username,
+        will,
+        properties,
+      };
+      const job: Job = {
+        type: "Connect",
+        origin: "client",
+        packet,
+        client,
+        lane: createLane(),
+        auth: exchange?.auth,
+      };
+      const outcome = deps.run(job, (late) => authenticated(arrival, late));
+      if (outcome) authenticated(arrival, outcome);
+    },
+    packet(connection, packet) {
+      if (packet.cmd === "auth" && exchanges.get(connection)?.answered(packet)) return;
+      connection.close(packet.cmd === "disconnect" ? "disconnect" : "protocolError");
+    },
+    closed(connection) {
+      exchanges.get(connection)?.end("the connection has ended");
+      exchanges.delete(connection);
     },
   };
+
+  function exchangeOf(connection: Connection, { properties }: ConnectIn): AuthExchange | undefined {
+    if (properties?.authenticationMethod === undefined) return undefined;
+    return createAuthExchange({
+      method: properties.authenticationMethod,
+      data: properties.authenticationData,
+      reauth: false,
+      send(frame) {
+        deps.sent("auth");
+        connection.send(frame);
+        connection.resume(pause.auth);
+      },
+      received: () => connection.pause(pause.auth),
+    });
+  }
 }
 
-function reasonOf(outcome: Outcome): Reason {
-  if (outcome.kind === "rejected" || outcome.kind === "disconnected") return outcome.reason;
-  return outcome.kind === "fault" ? "serverUnavailable" : "notAuthorized";
+/** Seconds that the session outlives the connection: as asked for, within the proxy's bound. */
+function expiryOf({ clean, properties }: ConnectIn, { maxSessionExpiry }: ProxySpec): number {
+  const asked = properties ? properties.sessionExpiry : clean ? 0 : neverExpires;
+  return Math.min(asked, maxSessionExpiry);
+}
+
+/** Only MQTT 5 can be told another keep alive than it asked for [MQTT-3.2.2-21]. */
+function keepAliveOf({ keepalive, protocolVersion }: ConnectIn, { maxKeepAlive }: ProxySpec): number {
+  const isLonger = maxKeepAlive > 0 && (keepalive === 0 || keepalive > maxKeepAlive);
+  return protocolVersion === 5 && isLonger ? maxKeepAlive : keepalive;
+}
+
+/** A will that could not be published as it is [MQTT-3.2.2-12] [MQTT-3.2.2-13]. */
+function willProblem({ will, protocolVersion }: ConnectIn, spec: ProxySpec): Reason | undefined {
+  if (!will) return undefined;
+  if (will.qos > spec.maxQos) return "qosNotSupported";
+  return protocolVersion === 5 && will.retain && !retainAvailable(spec) ? "retainNotSupported" : undefined;
+}
+
+/** MQTT 5: what the client is granted, told where it is not what it would take for granted. */
+function connackOf(admitted: Admitted, { connect, keepalive, exchange }: Arrival, spec: ProxySpec): Buffer {
+  const { client, handle, sessionExpiry, receiveMaximum, topicAliasMaximum } = admitted;
+  const { properties } = connect;
+  return encodeConnackV5({
+    reasonCode: 0,
+    sessionPresent: handle.present,
+    assignedClientId: connect.clientId === "" ? client.id : undefined, // [MQTT-3.2.2-16]
+    sessionExpiry: sessionExpiry === properties?.sessionExpiry ? undefined : sessionExpiry,
+    serverKeepAlive: keepalive === connect.keepalive ? undefined : keepalive,
+    receiveMaximum: receiveMaximum === 65_535 ? undefined : receiveMaximum,
+    maximumPacketSize: spec.maxPacketBytes,
+    topicAliasMaximum: topicAliasMaximum === 0 ? undefined : topicAliasMaximum,
+    maximumQos: spec.maxQos === 2 ? undefined : spec.maxQos, // [MQTT-3.2.2-9]
+    retainAvailable: retainAvailable(spec) ? undefined : false,
+    responseInformation: properties?.requestResponseInformation ? spec.responseInformation : undefined,
+    authenticationMethod: properties?.authenticationMethod,
+    authenticationData: exchange?.data,
+  });
 }
 
 /** About the CONNECT's size: what a byte limit on connecting counts. */

@@ -1,4 +1,4 @@
-/** The certificates of a proxy: read, and checked before anything listens. */
+/** Certificates, keys and authorities in a proxy's options: read, and checked before anything listens. */
 import { createPrivateKey, X509Certificate, type KeyObject } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { resolve } from "node:path";
@@ -6,24 +6,55 @@ import { isMap, type Entry, type Issues } from "./entry.ts";
 import type { Path } from "./schema.ts";
 import type { CertificatePair } from "./spec.ts";
 
-/** Those of a proxy that uses TLS; none for one that does not. A pair with a problem is left out. */
-export function readCertificates(proxy: Entry, folder: string, found: Issues, inputs: Set<string>): CertificatePair[] {
-  if (proxy.options["useTLS"] !== true) return [];
-  const listed = proxy.options["certificate"];
-  if (!Array.isArray(listed) || listed.length === 0) {
-    found.problem(proxy.where(["useTLS"]), "is true, but there is no certificate: give at least one under certificate");
-    return [];
-  }
-  return listed.flatMap((item, index) =>
-    isMap(item) ? (readPair(proxy, item, ["certificate", index], { folder, found, inputs }) ?? []) : [],
-  );
-}
-
-interface Reading {
+export interface Reading {
+  /** What relative paths are relative to. */
   readonly folder: string;
   readonly found: Issues;
   /** Gets the files that were read. */
   readonly inputs: Set<string>;
+}
+
+/** The pairs that are listed at `path`. One with a problem is left out. */
+export function readCertificates(proxy: Entry, listed: unknown, path: Path, reading: Reading): CertificatePair[] {
+  if (!Array.isArray(listed)) return [];
+  return listed.flatMap((item, index) => (isMap(item) ? (readPair(proxy, item, [...path, index], reading) ?? []) : []));
+}
+
+/** `clientCA` or `clientCAFile` of the map at `path`. Undefined where it has neither, or one with a problem. */
+export function readClientCA(
+  proxy: Entry,
+  options: Readonly<Record<string, unknown>>,
+  path: Path,
+  reading: Reading,
+): string | undefined {
+  const part = readPart(proxy, options, path, "clientCA", reading);
+  if (part === undefined) return undefined;
+  const { found } = reading;
+  const where = proxy.where(part.path);
+  const blocks = part.text.match(/-----BEGIN CERTIFICATE-----[^-]*-----END CERTIFICATE-----/g) ?? [];
+  const begun = part.text.match(/-----BEGIN /g)?.length ?? 0;
+  if (blocks.length === 0 || blocks.length !== begun) {
+    found.problem(
+      where,
+      begun === 0
+        ? "is not PEM: it must begin with -----BEGIN CERTIFICATE----- (is it a placeholder?)"
+        : `holds ${begun - blocks.length} parts of ${begun} that are no whole certificates: give certificates in PEM only`,
+    );
+    return undefined;
+  }
+  const now = Date.now();
+  for (const [index, block] of blocks.entries()) {
+    const which = blocks.length === 1 ? "" : `certificate ${index + 1} of ${blocks.length} `;
+    try {
+      const { ca, validTo } = new X509Certificate(block);
+      if (!ca) found.warning(where, `${which}is no authority's: it vouches for itself only`);
+      if (now > Date.parse(validTo)) found.warning(where, `${which}has expired on ${validTo}: it vouches for nobody`);
+    } catch (error) {
+      found.problem(where, `${which}is not a certificate that can be read: ${(error as Error).message}`);
+      return undefined;
+    }
+  }
+  return part.text;
 }
 
 function readPair(
@@ -35,6 +66,14 @@ function readPair(
   const { found } = reading;
   const cert = readPart(proxy, item, path, "cert", reading);
   const key = readPart(proxy, item, path, "key", reading);
+  for (const [field, part] of [
+    ["cert", cert],
+    ["key", key],
+  ] as const) {
+    // Where it is there but no string, the schema has said so.
+    if (part === undefined && item[field] === undefined && item[`${field}File`] === undefined)
+      found.problem(proxy.where([...path, field]), `is missing: give ${field} or ${field}File`);
+  }
   const certificate = cert === undefined ? undefined : parseCertificate(proxy, cert, found);
   const privateKey = key === undefined ? undefined : parseKey(proxy, key, found);
   if (cert === undefined || key === undefined || certificate === undefined || privateKey === undefined)
@@ -62,9 +101,9 @@ interface Part {
 
 function readPart(
   proxy: Entry,
-  item: Record<string, unknown>,
+  item: Readonly<Record<string, unknown>>,
   path: Path,
-  field: "cert" | "key",
+  field: "cert" | "key" | "clientCA",
   { folder, found, inputs }: Reading,
 ): Part | undefined {
   const inline = item[field];
@@ -74,12 +113,7 @@ function readPart(
     return undefined;
   }
   if (typeof inline === "string") return { text: inline, path: [...path, field] };
-  if (typeof file !== "string") {
-    // Where it is there but no string, the schema has said so.
-    if (inline === undefined && file === undefined)
-      found.problem(proxy.where([...path, field]), `is missing: give ${field} or ${field}File`);
-    return undefined;
-  }
+  if (typeof file !== "string") return undefined;
   try {
     inputs.add(resolve(folder, file));
     return { text: readFileSync(resolve(folder, file), "utf8"), path: [...path, `${field}File`] };

@@ -1,9 +1,11 @@
 /** What no schema can say: whether the documents of a config fit each other. */
 import type { Entry, Issues } from "./entry.ts";
 import { isMap } from "./entry.ts";
+import type { ReadListener } from "./listener-options.ts";
 import type { FilterKind, PacketType } from "./plugin.ts";
 import { packetTypes } from "./registry.ts";
 import type { Path } from "./schema.ts";
+import type { Address } from "./spec.ts";
 import { didYouMean } from "./suggest.ts";
 import { topicNameProblem } from "./topics.ts";
 
@@ -44,7 +46,7 @@ export function checkNames(entries: readonly Entry[], found: Issues): void {
   }
 }
 
-const place = (entry: Entry): string => entry.where().split(" > ")[0]!;
+const place = ({ where }: Pick<Entry, "where">, path: Path = []): string => where(path).split(" > ")[0]!;
 
 export function checkPipeline(pipeline: PipelineEntry, found: Issues): void {
   const { protocol } = pipeline.options;
@@ -224,28 +226,41 @@ function checkPackets(proxy: Entry, path: Path, packetType: PacketType, pipeline
   }
 }
 
-/** A proxy without a host listens on every address, so it clashes with any other on its port. */
-export function checkPorts(proxies: readonly Entry[], found: Issues): void {
-  const everywhere = new Set([undefined, "0.0.0.0", "::"]);
-  const taken: { host: string | undefined; port: number; proxy: Entry }[] = [];
-  for (const proxy of proxies) {
-    const { host, port } = proxy.options;
-    if (typeof port !== "number") continue;
-    if (port === 0) {
-      found.warning(proxy.where(["port"]), "is 0: any free port is taken, another one at each start");
+/** A listener without a host has every address, so it clashes with any other on its port. */
+export function checkAddresses(listeners: readonly ReadListener[], found: Issues): void {
+  const taken: ReadListener[] = [];
+  for (const listener of listeners) {
+    const { proxy, path, spec } = listener;
+    if ("port" in spec.address && spec.address.port === 0) {
+      found.warning(proxy.where(path), "is 0: any free port is taken, another one at each start");
       continue;
     }
-    const address = typeof host === "string" ? host : undefined;
-    const clash = taken.find(
-      (other) =>
-        other.port === port && (other.host === address || everywhere.has(other.host) || everywhere.has(address)),
-    );
+    const clash = taken.find((other) => overlap(other.spec.address, spec.address));
     if (clash !== undefined) {
+      const value = "port" in spec.address ? spec.address.port : spec.address.socket;
+      const whose = clash.spec.name === "default" ? "" : `listener "${clash.spec.name}" of `;
       found.problem(
-        proxy.where(["port"]),
-        `${port} is used by the MQTTProxy "${clash.proxy.name}" already (${place(clash.proxy)}): give each its own`,
+        proxy.where(path),
+        `${value} is used by ${whose}the MQTTProxy "${clash.proxy.name}" already (${place(clash.proxy, clash.path)}): give each its own`,
       );
     }
-    taken.push({ host: address, port, proxy });
+    taken.push(listener);
   }
+}
+
+/** @param services those in role `store`, of which there can be one */
+export function checkStore(services: readonly Entry[], found: Issues): void {
+  const [first, ...others] = services;
+  for (const other of others) {
+    found.problem(
+      other.where(["kind"]),
+      `${first?.name} (${first?.kind}) is the session store already, and a gateway has one: remove one of the two`,
+    );
+  }
+}
+
+function overlap(one: Address, other: Address): boolean {
+  if ("socket" in one || "socket" in other) return "socket" in one && "socket" in other && one.socket === other.socket;
+  const everywhere = new Set([undefined, "0.0.0.0", "::"]);
+  return one.port === other.port && (one.host === other.host || everywhere.has(one.host) || everywhere.has(other.host));
 }

@@ -1,12 +1,12 @@
 /** A config on disk -> the spec that the gateway is built from, or every problem with it. Nothing is bound or started here. */
 import { stat } from "node:fs/promises";
-import { readCertificates } from "./certificates.ts";
 import {
+  checkAddresses,
   checkNames,
   checkPipeline,
-  checkPorts,
   checkPresence,
   checkRules,
+  checkStore,
   type FilterEntry,
   type PipelineEntry,
 } from "./checks.ts";
@@ -15,6 +15,7 @@ import type { Problem, RawDocument } from "./documents.ts";
 import { isMap, issues, readEntry, validateEntry, type Entry, type Issues } from "./entry.ts";
 import { SluiceError } from "./errors.ts";
 import { isKernelKind, kernelKindNames, kernelSchemas, type KernelKind } from "./kernel-kinds.ts";
+import { type ReadListener, readListeners } from "./listener-options.ts";
 import type { FilterKind, ServiceKind } from "./plugin.ts";
 import type { PluginModules } from "./plugin-modules.ts";
 import { findPlugins, type Registry } from "./registry.ts";
@@ -109,7 +110,11 @@ export async function loadSpec(o: LoadOptions): Promise<LoadedSpec> {
   for (const plugin of [...services, ...pipelines.flatMap((pipeline) => pipeline.filters)])
     runValidate(plugin, codes.get(plugin.kind), found);
 
-  const specs = check({ files, proxies, pipelines, entries, found });
+  checkStore(
+    services.filter(({ kind }) => isStore(codes.get(kind))),
+    found,
+  );
+  const listeners = check({ files, proxies, pipelines, entries, found });
   reportPackages(registry, found);
   found.problems.sort(byPosition);
   found.warnings.sort(byPosition);
@@ -135,7 +140,12 @@ export async function loadSpec(o: LoadOptions): Promise<LoadedSpec> {
     path: files.path,
     folder: files.folder,
     gateway,
-    proxies: proxies.map((proxy, index) => toProxySpec(proxy, specs[index] ?? [])),
+    proxies: proxies.map((proxy, index) =>
+      toProxySpec(
+        proxy,
+        (listeners[index] ?? []).map((one) => one.spec),
+      ),
+    ),
     pipelines: pipelines.map((pipeline) => toPipelineSpec(pipeline, originOf)),
     services: services.map((service) => ({
       name: service.name,
@@ -143,7 +153,7 @@ export async function loadSpec(o: LoadOptions): Promise<LoadedSpec> {
       from: originOf(service.kind),
       options: service.options,
     })),
-    where: whereOf(proxies, pipelines, services),
+    where: whereOf(listeners.flat(), pipelines, services),
     documents: [...gateways, ...proxies, ...pipelines, ...services].map((entry) => showDocument(entry, schemaOf)),
   };
   return { spec, ...read };
@@ -261,6 +271,10 @@ async function loadKinds(uses: readonly Entry[], registry: Registry, found: Issu
   return codes;
 }
 
+function isStore(code: Code | undefined): boolean {
+  return code !== undefined && "role" in code && code.role === "store";
+}
+
 function withCode(filter: Checked<Entry>, codes: ReadonlyMap<string, Code>): Checked<FilterEntry> {
   const code = codes.get(filter.kind);
   return { ...filter, code: code !== undefined && "packets" in code ? code : undefined };
@@ -285,23 +299,32 @@ interface Parts {
 }
 
 function whereOf(
-  proxies: readonly Entry[],
+  listeners: readonly ReadListener[],
   pipelines: readonly PipelineEntry[],
   services: readonly Entry[],
 ): Spec["where"] {
   const key = ({ family, name }: ObjectRef): string => `${family} ${name}`;
-  const entries = new Map<string, Entry>([
-    ...proxies.map((entry) => [key({ family: "proxy", name: entry.name }), entry] as const),
-    ...services.map((entry) => [key({ family: "service", name: entry.name }), entry] as const),
+  const places = new Map<string, () => string>([
+    ...listeners.map(({ proxy, path, spec }): [string, () => string] => [
+      key({ family: "listener", name: `${proxy.name}/${spec.name}` }),
+      () => proxy.where(path),
+    ]),
+    ...services.map((entry): [string, () => string] => [
+      key({ family: "service", name: entry.name }),
+      () => entry.where(),
+    ]),
     ...pipelines.flatMap(({ name, filters }) =>
-      filters.map((entry) => [key({ family: "filter", name: `${name}/${entry.name}` }), entry] as const),
+      filters.map((entry): [string, () => string] => [
+        key({ family: "filter", name: `${name}/${entry.name}` }),
+        () => entry.where(),
+      ]),
     ),
   ]);
-  return (object, field) => entries.get(key(object))?.where(field) ?? object.name;
+  return (object) => places.get(key(object))?.() ?? object.name;
 }
 
-/** Whether the documents fit each other. Returns the certificates of each proxy. */
-function check({ files, proxies, pipelines, entries, found }: Parts) {
+/** Whether the documents fit each other. Returns the listeners of each proxy. */
+function check({ files, proxies, pipelines, entries, found }: Parts): ReadListener[][] {
   checkNames(
     entries.filter((entry) => entry.kind !== "Gateway"),
     found,
@@ -312,11 +335,13 @@ function check({ files, proxies, pipelines, entries, found }: Parts) {
     checkPresence(proxy, pipelines, found);
     mendNumbers(proxy, found);
   }
-  checkPorts(proxies, found);
+  const reading = { folder: files.folder, found, inputs: files.inputs };
+  const listeners = proxies.map((proxy) => readListeners(proxy, reading));
+  checkAddresses(listeners.flat(), found);
   if (proxies.length === 0 && files.documents.length > 0) {
     found.warning(files.documents[0]!.position([]), "the config has no MQTTProxy document: no device can connect");
   }
-  return proxies.map((proxy) => readCertificates(proxy, files.folder, found, files.inputs));
+  return listeners;
 }
 
 /** Easegress takes its default where one of these is 0 or less; so do we, aloud. */

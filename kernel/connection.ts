@@ -1,6 +1,10 @@
 /** One client's connection: CONNECT deadline, keep alive, ordered acks, back-pressure, closed once. */
-import type { Socket } from "node:net";
-import { createDecoder, encodeAck, type Decoder, type InPacket, type Refusal } from "./codec.ts";
+import type { Duplex } from "node:stream";
+import { createDecoder, type Decoder, encodeDisconnect, type InPacket, type Refusal } from "./codec.ts";
+import type { Remote } from "./listener.ts";
+import type { ProtocolVersion } from "./packet.ts";
+import type { Reason } from "./plugin.ts";
+import { reasonCodeFor } from "./reasons.ts";
 
 /** Why a connection ended. `disconnect` is the only graceful one: the will is discarded [MQTT-3.14.4-3]. */
 export type CloseReason =
@@ -18,6 +22,28 @@ export type CloseReason =
   | "fault"
   | "shutdown";
 
+/** What an MQTT 5 client is told when the connection is closed. */
+export interface Farewell {
+  readonly reason: Reason;
+  /** For people; left out where it does not fit. */
+  readonly text?: string | undefined;
+  /** Where to connect instead. */
+  readonly serverReference?: string | undefined;
+}
+
+/** What it is told where nothing more exact is known; no DISCONNECT for the others [MQTT-3.14.0-1]. */
+const farewells: Partial<Record<CloseReason, Farewell>> = {
+  keepAliveTimeout: { reason: "keepAliveTimeout" },
+  malformedPacket: { reason: "malformedPacket" },
+  packetTooLarge: { reason: "packetTooLarge" },
+  protocolError: { reason: "protocolError" },
+  takenOver: { reason: "sessionTakenOver" },
+  removed: { reason: "administrativeAction" },
+  pipeline: { reason: "unspecifiedError" },
+  fault: { reason: "implementationSpecificError" },
+  shutdown: { reason: "serverShuttingDown" },
+};
+
 /** Shared by all connections of a proxy, so that none carries closures of its own. */
 export interface ConnectionOwner {
   /** Those of now: a config change reaches connections that are open. */
@@ -32,6 +58,8 @@ export interface ConnectionOwner {
   onPaused(connection: Connection, why: number): void;
   /** There is room for deliveries again. */
   onDrain(connection: Connection): void;
+  /** A DISCONNECT is sent. */
+  onDisconnect(connection: Connection): void;
   onClosed(connection: Connection, why: CloseReason): void;
 }
 
@@ -47,7 +75,9 @@ export interface Work {
   /** 0 at QoS 0. */
   readonly packetId: number;
   readonly bytes: number;
-  state: "pending" | "acked" | "never";
+  state: "pending" | "ended";
+  /** Once it has ended; undefined = none is ever sent. */
+  ack: Buffer | undefined;
 }
 
 /** Why nothing is read from the socket; bits of one number. */
@@ -67,9 +97,13 @@ const lingerMs = 2000;
 
 /** A class because there are thousands: methods are shared, and an idle connection stays small. */
 export class Connection {
-  readonly address: string;
-  readonly socket: Socket;
+  readonly remote: Remote;
+  readonly socket: Duplex;
   closed: CloseReason | undefined;
+  /** 0 until the CONNACK that admits the client. */
+  protocolVersion: ProtocolVersion | 0 = 0;
+  /** Bytes of the largest packet that the client takes [MQTT-3.1.2-24]. */
+  maximumPacketSize = Infinity;
   private readonly owner: ConnectionOwner;
   private readonly decoder: Decoder;
   private paused = 0;
@@ -87,11 +121,11 @@ export class Connection {
   private timer: NodeJS.Timeout | undefined;
   private limitTimer: NodeJS.Timeout | undefined;
 
-  constructor(socket: Socket, owner: ConnectionOwner) {
+  constructor(socket: Duplex, remote: Remote, owner: ConnectionOwner) {
     this.socket = socket;
+    this.remote = remote;
     this.owner = owner;
     const { limits } = owner;
-    this.address = (socket.remoteAddress ?? "").replace(/^::ffff:/, "");
     this.decoder = createDecoder({
       maxPacketBytes: limits.maxPacketBytes,
       onPacket: (packet) => {
@@ -100,13 +134,15 @@ export class Connection {
       },
     });
     this.timer = setTimeout(() => this.close("connectTimeout"), limits.connectTimeoutMs);
-    // A peer that vanished without a word and asked for no keep alive is found by TCP's own.
-    socket.setKeepAlive(true, 60_000);
     socket.on("data", (chunk: Buffer) => this.received(chunk));
     socket.on("drain", () => this.drained());
     socket.on("error", () => this.close("connectionLost"));
     socket.on("end", () => this.close("connectionLost"));
     socket.on("close", () => this.close("connectionLost"));
+  }
+
+  get address(): string {
+    return this.remote.address;
   }
 
   /** CONNECT has come: from here on keep alive watches. @param seconds 0 = none */
@@ -172,7 +208,7 @@ export class Connection {
 
   /** A PUBLISH enters the pipeline. @param packetId 0 at QoS 0 */
   begin(packetId: number, bytes: number): Work {
-    const work: Work = { packetId, bytes, state: "pending" };
+    const work: Work = { packetId, bytes, state: "pending", ack: undefined };
     if (packetId !== 0) this.works.push(work);
     this.inWork++;
     this.inWorkBytes += bytes;
@@ -181,16 +217,20 @@ export class Connection {
     return work;
   }
 
-  /** It has left the pipeline: PUBACKs go out in the order of the PUBLISHes [MQTT-4.6.0-2]; a fault leaves a hole. */
-  finish(work: Work, acked: boolean): void {
-    work.state = acked ? "acked" : "never";
+  /**
+   * It has left the pipeline: PUBACKs and PUBRECs go out in the order of the PUBLISHes [MQTT-4.6.0-2] [MQTT-4.6.0-3]; a
+   * fault, which has no `ack`, leaves a hole.
+   */
+  finish(work: Work, ack: Buffer | undefined): void {
+    work.state = "ended";
+    work.ack = ack;
     this.inWork--;
     this.inWorkBytes -= work.bytes;
     if (work.packetId !== 0 && this.works[0] === work) {
       let settled = 0;
       for (const next of this.works) {
         if (next.state === "pending") break;
-        if (next.state === "acked") this.send(encodeAck("puback", next.packetId));
+        if (next.ack) this.send(next.ack);
         settled++;
       }
       this.works.splice(0, settled);
@@ -204,9 +244,10 @@ export class Connection {
     }
   }
 
-  /** Once; what was sent before still leaves, where the peer takes it. */
-  close(why: CloseReason): void {
+  /** Once; what was sent before still leaves, where the peer takes it, and for MQTT 5 a DISCONNECT behind it. */
+  close(why: CloseReason, farewell: Farewell | undefined = farewells[why]): void {
     if (this.closed) return;
+    if (farewell && this.protocolVersion === 5) this.disconnect(farewell);
     this.flush();
     this.closed = why;
     clearTimeout(this.timer);
@@ -219,9 +260,23 @@ export class Connection {
       socket.resume();
       const linger = setTimeout(() => socket.destroy(), lingerMs);
       socket.once("close", () => clearTimeout(linger));
-      socket.destroySoon();
+      socket.end(() => socket.destroy());
     }
     this.owner.onClosed(this, why);
+  }
+
+  private disconnect({ reason, text, serverReference }: Farewell): void {
+    const code = reasonCodeFor("disconnect", reason);
+    const full = {
+      ...(text !== undefined && { reasonString: text }),
+      ...(serverReference !== undefined && { serverReference }),
+    };
+    for (const frame of [encodeDisconnect(code, full), encodeDisconnect(code, {})]) {
+      if (frame.length > this.maximumPacketSize) continue;
+      this.owner.onDisconnect(this);
+      this.send(frame);
+      return;
+    }
   }
 
   private received(chunk: Buffer): void {

@@ -12,6 +12,7 @@ export const codes = {
   PLUGIN_START_TIMEOUT: "a plugin did not start before its deadline",
   FILTER_CREATE_FAILED: "a filter could not be created from its options",
   SERVICE_START_FAILED: "a service could not be started",
+  RESTART_NEEDED: "a change that a running gateway can't make",
   LISTEN_FAILED: "an address could not be bound",
   PROXY_NOT_FOUND: "no proxy has this name",
   TOPIC_INVALID: "not a valid topic name",
@@ -22,6 +23,7 @@ export const codes = {
   PIPELINE_DEADLINE: "a pipeline did not finish before its deadline",
   QUEUE_FULL: "a session's queue is full",
   STORE_CLOSED: "the session store is closed",
+  STORE_FAILED: "the session store could not make a message or subscription safe",
 } as const;
 
 export type Code = keyof typeof codes;
@@ -29,10 +31,13 @@ export type Code = keyof typeof codes;
 /** An error whose `code` a program can rely on and whose message says what, where and what to do. */
 export class SluiceError extends Error {
   readonly code: Code;
-  constructor(code: Code, message: string, options?: ErrorOptions) {
+  /** Which listener of a proxy it is about. */
+  readonly listener: string | undefined;
+  constructor(code: Code, message: string, options?: ErrorOptions & { readonly listener?: string }) {
     super(message, options);
     this.name = "SluiceError";
     this.code = code;
+    this.listener = options?.listener;
   }
 }
 

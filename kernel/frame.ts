@@ -1,22 +1,25 @@
 /**
  * What is judged on a packet's raw bytes, before it is parsed: the fixed header, as soon as it is there, and in the body
- * whatever is gone once strings are decoded. Layout and rules of MQTT 3.1 and 3.1.1.
+ * whatever is gone once strings are decoded. The bodies' layout and rules are those of MQTT 3.1 and 3.1.1; MQTT 5 has its
+ * own reader (reader-v5.ts).
  */
 import { isUtf8 } from "node:buffer";
 import type { Code } from "./errors.ts";
+import type { ProtocolVersion } from "./packet.ts";
+import type { Reason } from "./plugin.ts";
 
+/** What a CONNACK of MQTT 3.1 and 3.1.1 may say. */
 export type ConnackCode = 0 | 1 | 2 | 3 | 4 | 5;
-
-/** 3 = MQTT 3.1, 4 = MQTT 3.1.1. */
-export type ProtocolVersion = 3 | 4;
 
 /** Why a connection must be closed. */
 export interface Refusal {
   readonly code: Extract<Code, "MALFORMED_PACKET" | "PROTOCOL_ERROR" | "PACKET_TOO_LARGE" | "UNSUPPORTED_VERSION">;
   /** Without anything that the client sent, so that it may be logged. */
   readonly message: string;
-  /** The CONNACK to send before closing; undefined = none. */
-  readonly connack?: ConnackCode;
+  /** The CONNACK to send before closing, from 0x80 on in MQTT 5's form; undefined = none. */
+  readonly connack?: number;
+  /** What an MQTT 5 client is told, where it is more exact than `code`. */
+  readonly reason?: Reason;
 }
 
 /** The type in the upper half of a packet's first byte. */
@@ -31,10 +34,18 @@ export const packetTypes = {
   unsubscribe: 10,
   pingreq: 12,
   disconnect: 14,
+  auth: 15,
 } as const;
 
+interface FixedHeader {
+  readonly name: string;
+  readonly flags: number | undefined;
+  /** Before MQTT 5, which has a fixed one for PINGREQ alone. */
+  readonly length: number | undefined;
+}
+
 /** The lower half of the first byte, and the body's length where it is fixed, of the packets that a client may send. */
-const fixedHeaders: readonly ({ name: string; flags: number | undefined; length: number | undefined } | undefined)[] = [
+const fixedHeaders: readonly (FixedHeader | undefined)[] = [
   undefined,
   { name: "CONNECT", flags: 0, length: undefined },
   undefined,
@@ -50,7 +61,7 @@ const fixedHeaders: readonly ({ name: string; flags: number | undefined; length:
   { name: "PINGREQ", flags: 0, length: 0 },
   undefined,
   { name: "DISCONNECT", flags: 0, length: 0 }, // [MQTT-3.14.1-1]
-  undefined,
+  { name: "AUTH", flags: 0, length: undefined }, // [MQTT-3.15.1-1]
 ];
 
 const dupFlag = 0x08;
@@ -59,7 +70,7 @@ export function malformed(message: string): Refusal {
   return { code: "MALFORMED_PACKET", message };
 }
 
-function protocolError(message: string): Refusal {
+export function protocolError(message: string): Refusal {
   return { code: "PROTOCOL_ERROR", message };
 }
 
@@ -73,7 +84,9 @@ export function firstByteProblem(first: number, version: ProtocolVersion | 0): R
     return protocolError("a second CONNECT on one connection [MQTT-3.1.0-2]");
   }
   const header = fixedHeaders[type];
-  if (header === undefined) return protocolError(`packet type ${type} must not come from a client [MQTT-4.8.0-1]`);
+  if (header === undefined || (type === packetTypes.auth && version !== 5)) {
+    return protocolError(`packet type ${type} must not come from a client [MQTT-4.8.0-1]`);
+  }
   const flags = first & 0x0f;
   if (type === packetTypes.publish) {
     const qos = (flags >> 1) & 3;
@@ -92,10 +105,20 @@ export function allowsDup(type: number, version: ProtocolVersion | 0): boolean {
   );
 }
 
-/** Judges the remaining length against what the packet type allows. */
-export function lengthProblem(first: number, length: number): Refusal | undefined {
+/** Judges the remaining length, which took `digits` bytes, against what the packet type allows. */
+export function lengthProblem(
+  first: number,
+  length: number,
+  digits: number,
+  version: ProtocolVersion | 0,
+): Refusal | undefined {
+  if (version === 5 && digits > 1 && length < 2 ** (7 * (digits - 1))) {
+    return malformed("a remaining length of more bytes than it needs [MQTT-1.5.5-1]");
+  }
   const header = fixedHeaders[first >> 4];
   if (header?.length === undefined || header.length === length) return undefined;
+  if (version === 5 && header.length > 0) return undefined;
+  if (version === 5 && first >> 4 === packetTypes.disconnect) return undefined;
   return malformed(`${header.name} with a body of ${length} bytes instead of ${header.length}`);
 }
 
@@ -116,25 +139,40 @@ export function bodyProblem(type: number, bytes: Buffer, at: number, end: number
   }
 }
 
-function connectProblem(bytes: Buffer, start: number, end: number): Refusal | undefined {
-  let at = fieldEnd(bytes, start, end);
-  if (at < 0 || at + 4 > end) return malformed("CONNECT ends before its keep alive");
+/** Protocol name and level, which say how the rest of a CONNECT is to be read. */
+export function protocolProblem(bytes: Buffer, start: number, end: number): Refusal | undefined {
+  const at = fieldEnd(bytes, start, end);
+  if (at < 0 || at === end) return malformed("CONNECT ends before its protocol level");
   const name = bytes.toString("latin1", start + 2, at);
   // Not answered with a CONNACK: whoever speaks another protocol would not understand it [MQTT-3.1.2-1].
   if (name !== "MQTT" && name !== "MQIsdp")
     return protocolError("CONNECT for another protocol than MQTT [MQTT-3.1.2-1]");
   const level = bytes.readUInt8(at);
-  if (level !== (name === "MQTT" ? 4 : 3)) {
-    const message = `CONNECT with protocol level ${level}, which is not served [MQTT-3.1.2-2]`;
-    return { code: "UNSUPPORTED_VERSION", message, connack: 1 };
-  }
-  const flags = bytes.readUInt8(at + 1);
+  if (name === "MQTT" ? level === 4 || level === 5 : level === 3) return undefined;
+  const message = `CONNECT with protocol level ${level}, which is not served [MQTT-3.1.2-2]`;
+  // Told in the form of the nearest version; the highest bit is that of a bridge.
+  const connack = name === "MQTT" && (level & 0x7f) > 4 ? 0x84 : 1;
+  return { code: "UNSUPPORTED_VERSION", message, connack };
+}
+
+/** The flags of a CONNECT that no version allows. */
+export function connectFlagsProblem(flags: number): Refusal | undefined {
   const willQos = (flags >> 3) & 3;
   if ((flags & 0x01) !== 0) return malformed("CONNECT with its reserved flag set [MQTT-3.1.2-3]");
   if (willQos === 3) return malformed("CONNECT with will QoS 3 [MQTT-3.1.2-14]");
   const hasWill = (flags & 0x04) !== 0;
   if (!hasWill && willQos !== 0) return malformed("CONNECT with a will QoS, but no will [MQTT-3.1.2-13]");
   if (!hasWill && (flags & 0x20) !== 0) return malformed("CONNECT with will retain, but no will [MQTT-3.1.2-15]");
+  return undefined;
+}
+
+function connectProblem(bytes: Buffer, start: number, end: number): Refusal | undefined {
+  let at = fieldEnd(bytes, start, end);
+  if (at + 4 > end) return malformed("CONNECT ends before its keep alive");
+  const flags = bytes.readUInt8(at + 1);
+  const problem = connectFlagsProblem(flags);
+  if (problem !== undefined) return problem;
+  const hasWill = (flags & 0x04) !== 0;
   const hasUsername = (flags & 0x80) !== 0;
   const hasPassword = (flags & 0x40) !== 0;
   if (hasPassword && !hasUsername) return malformed("CONNECT with a password, but no user name [MQTT-3.1.2-22]");
@@ -152,8 +190,8 @@ function connectProblem(bytes: Buffer, start: number, end: number): Refusal | un
     if (!present) continue;
     const next = fieldEnd(bytes, at, end);
     if (next < 0) return malformed(`CONNECT ends within its ${field}`);
-    const problem = text ? textProblem(bytes, at + 2, next) : undefined;
-    if (problem !== undefined) return malformed(`CONNECT with a ${field} that ${problem}`);
+    const fault = text ? textProblem(bytes, at + 2, next) : undefined;
+    if (fault !== undefined) return malformed(`CONNECT with a ${field} that ${fault}`);
     at = next;
   }
   return at === end ? undefined : malformed(`CONNECT with ${end - at} bytes left over`);
@@ -191,13 +229,14 @@ export function bodyStart(bytes: Buffer, at: number): number {
   return last + 1;
 }
 
-/** The version that a CONNECT speaks, once {@link bodyProblem} has nothing against it. */
+/** The version that a CONNECT speaks, once {@link protocolProblem} has nothing against it. */
 export function connectVersion(bytes: Buffer, at: number): ProtocolVersion {
-  return bytes.readUInt16BE(bodyStart(bytes, at)) === "MQTT".length ? 4 : 3;
+  const name = bodyStart(bytes, at);
+  return bytes.readUInt8(name + 2 + bytes.readUInt16BE(name)) as ProtocolVersion;
 }
 
 /** Where the length-prefixed field at `at` ends; -1 = beyond `end`. */
-function fieldEnd(bytes: Buffer, at: number, end: number): number {
+export function fieldEnd(bytes: Buffer, at: number, end: number): number {
   if (at + 2 > end) return -1;
   const next = at + 2 + bytes.readUInt16BE(at);
   return next > end ? -1 : next;

@@ -1,6 +1,7 @@
 /** Splits a connection's bytes into whole packets, bounded by what the fixed header says before any body is buffered. */
 import { connectVersion, firstByteProblem, lengthProblem, malformed, packetTypes } from "./frame.ts";
-import type { ProtocolVersion, Refusal } from "./frame.ts";
+import type { Refusal } from "./frame.ts";
+import type { ProtocolVersion } from "./packet.ts";
 
 /** Not to be called from within `onFrame`, save for `resume`. */
 export interface Framing {
@@ -145,7 +146,7 @@ function packetSize(state: State, bytes: Buffer, at: number, end: number): numbe
     length |= (digit & 0x7f) << (7 * (digits - 1));
     if (digit < 0x80) {
       const size = 1 + digits + length;
-      const fault = lengthProblem(first, length);
+      const fault = lengthProblem(first, length, digits, state.version);
       if (fault !== undefined) return refuse(state, fault);
       if (size <= state.maxPacketBytes) return size;
       const message = `a packet of ${size} bytes, over the maximum of ${state.maxPacketBytes} (maxPacketBytes)`;

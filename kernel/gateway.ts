@@ -2,16 +2,28 @@
 import { randomUUID } from "node:crypto";
 import { hostname } from "node:os";
 import { createAddresses } from "./addresses.ts";
+import { isDeepStrictEqual } from "node:util";
 import { SluiceError } from "./errors.ts";
-import { buildGeneration, closeAll, type Generation, nothing, type Workshop } from "./generation.ts";
+import {
+  buildGeneration,
+  type Candidate,
+  closeAll,
+  type Generation,
+  nothing,
+  type ServiceInstance,
+  startService,
+  storeServiceOf,
+  type Workshop,
+} from "./generation.ts";
 import { createHost, type HostSource, type RootLogger, type SharedHost, systemClock } from "./host.ts";
 import { kernelKinds } from "./kernel-kinds.ts";
 import { createMetrics } from "./metrics.ts";
-import { makePlan } from "./plan.ts";
+import { isSuccessor, makePlan } from "./plan.ts";
 import type { ConfigControl, Host, ObjectHealth, Plan } from "./plugin.ts";
 import type { Registry } from "./registry.ts";
 import type { Spec } from "./spec.ts";
-import { createMemoryStore, type Store } from "./store.ts";
+import { createMemoryStore } from "./memory-store.ts";
+import type { Store } from "./store.ts";
 
 export interface Gateway {
   readonly host: Host;
@@ -22,8 +34,8 @@ export interface Gateway {
   /**
    * The one path of start and change: plan, build all that is new, swap, and retire the old in the background. Calls queue
    * up. An empty plan changes nothing.
-   * @throws SluiceError FILTER_CREATE_FAILED, SERVICE_START_FAILED, LISTEN_FAILED, PLUGIN_START_TIMEOUT, CONFIG_INVALID;
-   *   what ran before goes on untouched
+   * @throws SluiceError FILTER_CREATE_FAILED, SERVICE_START_FAILED, LISTEN_FAILED, PLUGIN_START_TIMEOUT, CONFIG_INVALID,
+   *   STORE_FAILED, RESTART_NEEDED; what ran before goes on untouched
    */
   apply(wanted: { spec: Spec; registry: Registry }): Promise<Plan>;
   /** A line for `health`, as long as something is wrong with the config; undefined = nothing is. */
@@ -40,7 +52,9 @@ export interface Gateway {
 export function createGateway(o: { log: RootLogger; version: string; startDeadlineMs?: number }): Gateway {
   const { log, version, startDeadlineMs = 10_000 } = o;
   const metrics = createMetrics();
-  const store: Store = createMemoryStore({ id: hostname(), incarnation: randomUUID() });
+  const node = { id: hostname(), incarnation: randomUUID() };
+  let store: Store | undefined;
+  let storeService: ServiceInstance | undefined;
   const ready = Promise.withResolvers<void>();
   // Nobody may be waiting for it when the start fails.
   ready.promise.catch(() => undefined);
@@ -61,10 +75,10 @@ export function createGateway(o: { log: RootLogger; version: string; startDeadli
       return running.spec?.folder ?? folderOfFirst;
     },
     clock: systemClock,
-    async publish(name, message) {
+    async publish(name, message, request) {
       const proxy = running.proxies.get(name);
       if (!proxy) throw new SluiceError("PROXY_NOT_FOUND", `no proxy is named ${name}`);
-      return await proxy.publish(message);
+      return await proxy.publish(message, request);
     },
     proxies: { get: (name) => running.proxies.get(name), list: () => [...running.proxies.values()] },
     config: {
@@ -92,7 +106,10 @@ export function createGateway(o: { log: RootLogger; version: string; startDeadli
   const workshop: Workshop = {
     source,
     addresses: createAddresses(),
-    store,
+    get store() {
+      // Nothing is built before it is there.
+      return store as Store;
+    },
     clock: systemClock,
     pipeline: (name) => running.pipelines.get(name),
     startDeadlineMs,
@@ -100,25 +117,77 @@ export function createGateway(o: { log: RootLogger; version: string; startDeadli
   const { host } = createHost(source, "gateway", {});
 
   function health(): ObjectHealth[] {
-    const { live, reasons } = store.health();
+    const { live, durable, reasons } = store?.health() ?? { live: false, durable: false, reasons: ["not started"] };
     return [
       { name: "config", ok: configProblem === undefined, ...(configProblem ? { detail: configProblem } : {}) },
-      { name: "store", ok: live, ...(reasons.length > 0 ? { detail: reasons.join(", ") } : {}) },
+      { name: "store", ok: live && durable, ...(reasons.length > 0 ? { detail: reasons.join(", ") } : {}) },
       ...[...running.pipelines.values()].flatMap((pipeline) => pipeline.health()),
-      ...[...running.services].map(([name, { service }]) => ({ name, ...(service.health?.() ?? { ok: true }) })),
-      ...[...running.proxies.values()].map(({ name, url }) => ({ name, ok: isReady, detail: url })),
+      ...services().map(([name, { service }]) => ({ name, ...(service.health?.() ?? { ok: true }) })),
+      ...[...running.proxies.values()].map(({ name, urls }) => ({ name, ok: isReady, detail: urls.join(", ") })),
     ];
+  }
+
+  function services(): [string, ServiceInstance][] {
+    return [
+      ...(storeService ? [[storeService.spec.name, storeService] as [string, ServiceInstance]] : []),
+      ...running.services,
+    ];
+  }
+
+  /** Before everything else, since all sessions live in it. */
+  async function openStore(spec: Spec): Promise<void> {
+    const wanted = storeServiceOf(spec);
+    storeService = wanted && (await startService(wanted, undefined, workshop));
+    store = createMemoryStore({
+      node,
+      journal: storeService?.service.journal,
+      log,
+      metrics,
+      now: () => systemClock.now(),
+    });
+    await store.start();
+  }
+
+  /** After everything else. */
+  function storeToClose(): { name: string; close: () => Promise<unknown> }[] {
+    return [
+      { name: "store", close: () => store?.stop() ?? Promise.resolve() },
+      ...(storeService ? [{ name: storeService.spec.name, close: storeService.close }] : []),
+    ];
+  }
+
+  /** @throws SluiceError RESTART_NEEDED */
+  function refuseOtherStore(spec: Spec): void {
+    const [old, next] = [running.spec && storeServiceOf(running.spec), storeServiceOf(spec)];
+    // Other code of the same kind waits for a restart, and keeps nothing else waiting.
+    const isSame = old && next && old.name === next.name && isSuccessor(old, next);
+    if (isSame ? isDeepStrictEqual(old.options, next.options) : old === next) return;
+    const { name, kind } = next ?? old ?? { name: "", kind: { kind: "" } };
+    throw new SluiceError(
+      "RESTART_NEEDED",
+      `${name} (${kind.kind}) holds the sessions, so that it can't be added, changed or removed while the gateway runs: restart it for this change`,
+    );
   }
 
   async function change({ spec, registry: found }: { spec: Spec; registry: Registry }): Promise<Plan> {
     if (stopped) throw new SluiceError("CONFIG_INVALID", "the gateway is stopping; the config is not changed any more");
     const plan = makePlan(running.spec, spec);
     if (plan.isEmpty && running.spec) return plan;
-    if (!running.spec) {
-      folderOfFirst = spec.folder;
-      await store.start();
+    if (running.spec) refuseOtherStore(spec);
+    let candidate: Candidate;
+    try {
+      if (!running.spec) {
+        folderOfFirst = spec.folder;
+        await openStore(spec);
+      }
+      candidate = await buildGeneration(running, spec, workshop);
+    } catch (error) {
+      if (!running.spec) {
+        await closeAll(storeToClose(), source);
+        store = storeService = undefined;
+      }
+      throw error;
     }
-    const candidate = await buildGeneration(running, spec, workshop);
     if (running.spec?.gateway.log.level !== spec.gateway.log.level) log.level = spec.gateway.log.level;
     running = candidate.next;
     registry = found;
@@ -138,8 +207,8 @@ export function createGateway(o: { log: RootLogger; version: string; startDeadli
       return running.spec;
     },
     summary: () => [
-      ...[...running.proxies.values()].map(({ name, url }) => `${name} listens on ${url}`),
-      ...[...running.services].map(([name, { service }]) => `${name}: ${service.health?.().detail ?? "started"}`),
+      ...[...running.proxies.values()].flatMap(({ name, urls }) => urls.map((url) => `${name} listens on ${url}`)),
+      ...services().map(([name, { service }]) => `${name}: ${service.health?.().detail ?? "started"}`),
       // Where records go: what the filters of the Publish pipelines say of themselves.
       ...[...new Set(running.spec?.proxies.map(({ rules }) => rules.Publish))]
         .flatMap((name) => running.pipelines.get(name ?? "")?.health() ?? [])
@@ -173,7 +242,7 @@ export function createGateway(o: { log: RootLogger; version: string; startDeadli
             ...reversed(running.services).map(([name, each]) => ({ name, close: () => each.close() })),
             ...reversed(running.pipelines).map(([name, pipeline]) => ({ name, close: () => pipeline.drained() })),
             ...reversed(running.filters).map(([name, each]) => ({ name, close: () => each.close() })),
-            { name: "store", close: () => store.stop() },
+            ...storeToClose(),
           ],
           source,
           drain.timeoutMs,

@@ -1,6 +1,6 @@
 /** What runs: built beside the running generation, swapped in at once, the old one retired afterwards. */
 import type { Addresses } from "./addresses.ts";
-import { type Code, configError, messageOf, SluiceError } from "./errors.ts";
+import { configError, messageOf, SluiceError } from "./errors.ts";
 import { createHost, type HostSource } from "./host.ts";
 import { createPipeline, type FilterInstance, type Pipeline } from "./pipeline.ts";
 import type { Clock, Service } from "./plugin.ts";
@@ -65,7 +65,7 @@ export async function buildGeneration(running: Generation, spec: Spec, workshop:
   const filters = new Map<string, FilterInstance>();
   const services = new Map<string, ServiceInstance>();
   const proxies = new Map<string, Proxy>();
-  const changes: ProxyChange[] = [];
+  const changes: (ProxyChange & { readonly name: string })[] = [];
   const rollback = async (): Promise<void> => closeAll(built.toReversed(), source);
   try {
     for (const wanted of filtersOf(spec)) {
@@ -91,11 +91,13 @@ export async function buildGeneration(running: Generation, spec: Spec, workshop:
         });
       const change = await located(spec, { family: "proxy", name: wanted.name }, proxy.prepare(wanted));
       built.push({ name: wanted.name, close: () => Promise.resolve(change.rollback()) });
-      changes.push(change);
+      changes.push({ ...change, name: wanted.name });
       proxies.set(wanted.name, proxy);
     }
     // Last, since a service that has adopted is the one that a rollback concerns most.
     for (const wanted of spec.services) {
+      // The gateway's own: it outlives every generation.
+      if (wanted.kind.role === "store") continue;
       const old = running.services.get(wanted.name);
       if (old && old.spec.kind === wanted.kind && isDeepStrictEqual(old.spec.options, wanted.options)) {
         services.set(wanted.name, old);
@@ -146,6 +148,7 @@ export async function buildGeneration(running: Generation, spec: Spec, workshop:
       await Promise.all([
         ...gone(running.proxies, proxies).map(([name, proxy]) => close({ name, close: () => proxy.stop(drain) })),
         ...gone(running.services, services).map(([name, each]) => close({ name, close: each.close })),
+        ...changes.map((change) => close({ name: change.name, close: () => change.retire(drain) })),
       ]);
       // Their packets' own deadline bounds it: no filter is closed with a packet in it.
       await Promise.all(gone(running.pipelines, pipelines).map(([, pipeline]) => pipeline.drained()));
@@ -154,21 +157,26 @@ export async function buildGeneration(running: Generation, spec: Spec, workshop:
   };
 }
 
-/** Which option of a proxy is to blame. */
-const faultyOptions: Partial<Record<Code, readonly string[]>> = {
-  LISTEN_FAILED: ["port"],
-  CONFIG_INVALID: ["certificate"],
-};
-
 /** What can't be built is told with the place in the config that asks for it. */
-async function located<T>(spec: Spec, object: ObjectRef, building: Promise<T>): Promise<T> {
+async function located<T>(
+  spec: Spec,
+  object: ObjectRef | { readonly family: "proxy"; readonly name: string },
+  building: Promise<T>,
+): Promise<T> {
   try {
     return await building;
   } catch (error) {
     if (!(error instanceof SluiceError)) throw error;
-    const where = spec.where(object, faultyOptions[error.code]);
+    const { family, name } = object;
+    const part = error.listener === undefined ? name : `${name}/${error.listener}`;
+    const where = spec.where(family === "proxy" ? { family: "listener", name: part } : { family, name });
     throw configError([{ where, message: error.message }], error.code, { cause: error });
   }
+}
+
+/** The service that the sessions live in, where the config has one. */
+export function storeServiceOf(spec: Spec): ServiceSpec | undefined {
+  return spec.services.find(({ kind }) => kind.role === "store");
 }
 
 /** In the order given; one that fails or hangs doesn't keep the others open. */
@@ -242,7 +250,8 @@ async function createFilter(
   }
 }
 
-async function startService(
+/** @throws SluiceError SERVICE_START_FAILED, PLUGIN_START_TIMEOUT; it is stopped then */
+export async function startService(
   spec: ServiceSpec,
   previous: Service | undefined,
   { source, startDeadlineMs }: Workshop,

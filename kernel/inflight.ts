@@ -1,39 +1,48 @@
-/** The QoS 1 deliveries of one connection that wait for their PUBACK: packet ids and resends. */
-import { encodePublish, encodePublishTemplate, publishFromTemplate } from "./codec.ts";
-import type { Delivery } from "./session.ts";
+/** One connection's deliveries above QoS 0 that the client has not settled: their bytes, their acks, their resends. */
+import { encodeAck } from "./codec.ts";
+import type { AckIn, ProtocolVersion } from "./packet.ts";
+import { codes, firstError } from "./reasons.ts";
+import { encodeDelivery } from "./delivery-frame.ts";
+import type { Awaitable, Delivery } from "./store.ts";
 
-/** What a message's `frames` hold: its encoded forms, made by the first subscriber that needs each. */
-interface Frames {
-  qos0: Buffer | undefined;
-  qos1: ReturnType<typeof encodePublishTemplate> | undefined;
-}
-
+/** What an ack of the client comes to. */
 export interface Inflight {
-  /** The bytes to send; at QoS 1 a packet id is taken, or the delivery's own is kept where it was sent before. */
-  encode(delivery: Delivery, again: boolean): Buffer;
-  /** PUBACK: the delivery it settles; nothing for an id that is not in flight. */
-  settle(packetId: number): Delivery | undefined;
+  /** The delivery has been sent, or is about to be; QoS 1 and 2 only. */
+  add(delivery: Delivery): void;
+  /** PUBACK, PUBREC or PUBCOMP: settles or releases the delivery that it is for, and answers a PUBREC. */
+  acknowledge(ack: AckIn): Awaitable<void>;
+  /** PUBLISHes that have not been settled; a PUBREL that was resent on a new connection is not among them. */
   readonly size: number;
   close(): void;
+}
+
+export interface InflightDeps {
+  readonly protocolVersion: ProtocolVersion;
+  /** How long a delivery stays unacknowledged before it is sent again; MQTT 5 does that on a new connection alone [MQTT-4.4.0-1]. */
+  retryMs(): number;
+  /** Is there room for a resend? */
+  hasRoom(): boolean;
+  send(frame: Buffer, cmd: "publish" | "pubrel", again: boolean): void;
+  settle(delivery: Delivery): void;
+  release(delivery: Delivery): Awaitable<void>;
 }
 
 interface Sent {
   readonly delivery: Delivery;
   at: number;
+  /** Its PUBLISH was sent on this connection: it counts towards the client's receive maximum. */
+  readonly counts: boolean;
 }
 
-/** @param retryMs how long a delivery stays unacknowledged before `resend` gets it again, with DUP set */
-export function createInflight(o: { retryMs: () => number; resend: (frame: Buffer) => void }): Inflight {
+export function createInflight(o: InflightDeps): Inflight {
   // In the order of their last sending.
   const byId = new Map<number, Sent>();
-  let lastId = 0;
+  let size = 0;
   let timer: NodeJS.Timeout | undefined;
+  let open = true;
 
-  /** 1 to 65535, never one that is in flight [MQTT-2.3.1-2], [MQTT-2.3.1-4]. */
-  function nextId(): number {
-    do lastId = lastId === 65_535 ? 1 : lastId + 1;
-    while (byId.has(lastId));
-    return lastId;
+  function watch(): void {
+    if (o.protocolVersion !== 5) timer ??= setTimeout(retry, o.retryMs());
   }
 
   function retry(): void {
@@ -48,49 +57,67 @@ export function createInflight(o: { retryMs: () => number; resend: (frame: Buffe
       byId.delete(packetId);
       byId.set(packetId, sent);
       sent.at = now;
-      o.resend(encodeQos1(sent.delivery, true));
+      if (!o.hasRoom()) continue;
+      if (sent.delivery.released) o.send(encodeAck("pubrel", packetId), "pubrel", true);
+      else o.send(encodeDelivery(sent.delivery, { protocolVersion: o.protocolVersion, dup: true }), "publish", true);
     }
-    if (byId.size > 0) timer ??= setTimeout(retry, o.retryMs());
+    if (byId.size > 0) watch();
+  }
+
+  function settle(packetId: number, sent: Sent): void {
+    byId.delete(packetId);
+    if (sent.counts) size--;
+    if (byId.size === 0) {
+      clearTimeout(timer);
+      timer = undefined;
+    }
+    o.settle(sent.delivery);
+  }
+
+  function received(packetId: number, sent: Sent | undefined, reasonCode: number): Awaitable<void> {
+    if (!sent) {
+      // The client waits for an answer all the same.
+      const unknown = o.protocolVersion === 5 ? codes.packetIdentifierNotFound : 0;
+      if (reasonCode < firstError) o.send(encodeAck("pubrel", packetId, unknown), "pubrel", false);
+      return;
+    }
+    const { delivery } = sent;
+    if (delivery.qos !== 2) return;
+    // The client won't take it, and has forgotten the id [MQTT-4.3.3-4].
+    if (reasonCode >= firstError) return settle(packetId, sent);
+    const again = delivery.released;
+    const go = (): void => {
+      if (!open) return;
+      sent.at = performance.now();
+      o.send(encodeAck("pubrel", packetId), "pubrel", again);
+    };
+    // From the PUBREL on the PUBLISH must not be sent again [MQTT-4.3.3-6], so that is made safe first.
+    const released = again ? undefined : o.release(delivery);
+    return released instanceof Promise ? released.then(go) : go();
   }
 
   return {
-    encode(delivery, again) {
-      if (delivery.qos === 0) {
-        const frames = framesOf(delivery);
-        return (frames.qos0 ??= encodePublish({ ...delivery.message, qos: 0, retain: false, dup: false }, undefined));
-      }
-      if (delivery.packetId === 0) delivery.packetId = nextId();
-      byId.set(delivery.packetId, { delivery, at: performance.now() });
-      timer ??= setTimeout(retry, o.retryMs());
-      return encodeQos1(delivery, again);
+    add(delivery) {
+      const counts = !delivery.released;
+      if (counts) size++;
+      byId.set(delivery.packetId, { delivery, at: performance.now(), counts });
+      watch();
     },
-    settle(packetId) {
+    acknowledge({ cmd, packetId, reasonCode }) {
       const sent = byId.get(packetId);
-      if (!sent) return undefined;
-      byId.delete(packetId);
-      if (byId.size === 0) {
-        clearTimeout(timer);
-        timer = undefined;
-      }
-      return sent.delivery;
+      if (cmd === "pubrec") return received(packetId, sent, reasonCode);
+      if (!sent) return;
+      const { delivery } = sent;
+      if (cmd === "puback" ? delivery.qos === 1 : delivery.released) settle(packetId, sent);
     },
     get size() {
-      return byId.size;
+      return size;
     },
     close() {
+      open = false;
       clearTimeout(timer);
       timer = undefined;
       byId.clear();
     },
   };
-}
-
-function framesOf({ message }: Delivery): Frames {
-  return (message.frames ??= { qos0: undefined, qos1: undefined }) as Frames;
-}
-
-function encodeQos1(delivery: Delivery, dup: boolean): Buffer {
-  const frames = framesOf(delivery);
-  frames.qos1 ??= encodePublishTemplate({ ...delivery.message, qos: 1, retain: false });
-  return publishFromTemplate(frames.qos1, delivery.packetId, dup);
 }

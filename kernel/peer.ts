@@ -1,250 +1,173 @@
 /** An admitted client: what becomes of its packets, its deliveries and its last words. */
-import { encodeAck, encodeSuback, type InPacket, pingresp } from "./codec.ts";
-import type { CloseReason, Connection } from "./connection.ts";
-import { SluiceError } from "./errors.ts";
-import { createInflight, type Inflight } from "./inflight.ts";
-import { createLimiter, type Limiter } from "./limiter.ts";
-import { createLane, type Job, type Lane, type Outcome } from "./pipeline.ts";
-import type { Client, Message, PublishPacket, SubscribePacket } from "./plugin.ts";
-import type { ProxyMetrics } from "./proxy-metrics.ts";
-import type { Delivery } from "./session.ts";
-import type { ProxySpec } from "./spec.ts";
-import { maxSubscriptions, type ProxyStore, type SessionHandle } from "./store.ts";
-import { topicFilterProblem, topicNameProblem } from "./topics.ts";
-
-/** What all peers of a proxy share. */
-export interface PeerDeps {
-  /** The options of now. */
-  readonly spec: ProxySpec;
-  readonly store: ProxyStore;
-  readonly meters: ProxyMetrics;
-  now(): number;
-  run(job: Job, done: (outcome: Outcome) => void): Outcome | undefined;
-  /** The store failed this client. */
-  storeFailed(clientId: string, error: unknown): void;
-}
-
-/** The SUBACK code of a topic filter that is not granted [MQTT-3.9.3-2]. */
-const refusedCode = 0x80;
+import type { Admitted, PeerDeps } from "./admitted.ts";
+import { type AuthExchange, createAuthExchange } from "./authentication.ts";
+import { encodeAuth, type InPacket, pingresp } from "./codec.ts";
+import type { CloseReason } from "./connection.ts";
+import { nameOf, type Outcome, reasonOf, textOf } from "./outcome.ts";
+import type { AuthIn, DisconnectIn } from "./packet.ts";
+import { createLane, type Job } from "./pipeline.ts";
+import type { ConnectPacket, Will } from "./plugin.ts";
+import { Publisher } from "./publisher.ts";
+import { codes } from "./reasons.ts";
+import type { Awaitable, SessionExpiry } from "./store.ts";
+import { Subscriber } from "./subscriber.ts";
 
 /** A class because there are as many as clients. */
 export class Peer {
-  readonly client: Client;
-  private readonly connection: Connection;
-  private readonly handle: SessionHandle;
+  readonly admitted: Admitted;
   private readonly deps: PeerDeps;
-  private readonly inflight: Inflight;
-  private publishLimit: Limiter | undefined;
-  private readonly publishLane: Lane = createLane();
-  private subscribeLane: Lane | undefined;
-  private will: Message | undefined;
-  private faultTimer: NodeJS.Timeout | undefined;
+  private readonly publisher: Publisher;
+  private readonly subscriber: Subscriber;
+  private will: Will | undefined;
+  private sessionExpiry: SessionExpiry;
+  private reauth: AuthExchange | undefined;
+  private farewell: { readonly reasonCode: number; readonly userProperties: DisconnectIn["userProperties"] };
 
-  constructor(
-    connection: Connection,
-    client: Client,
-    handle: SessionHandle,
-    will: Message | undefined,
-    deps: PeerDeps,
-  ) {
-    this.connection = connection;
-    this.client = client;
-    this.handle = handle;
-    this.will = will;
+  constructor(admitted: Admitted, deps: PeerDeps) {
+    this.admitted = admitted;
     this.deps = deps;
-    const { meters } = deps;
-    this.limitPublishes();
-    this.inflight = createInflight({
-      retryMs: () => deps.spec.retryInterval * 1000,
-      resend(frame) {
-        if (!connection.hasRoom) return;
-        meters.resent();
-        connection.send(frame);
-      },
-    });
+    this.will = admitted.connect.will;
+    this.sessionExpiry = admitted.sessionExpiry;
+    this.farewell = silent;
+    this.publisher = new Publisher(admitted, deps);
+    this.subscriber = new Subscriber(admitted, deps);
   }
 
   /** After the CONNACK: what waited for this client is sent, oldest first. */
   attach(): void {
-    this.handle.attach((delivery, again) => this.deliver(delivery, again), this.deps.spec.maxInflight);
+    this.subscriber.attach();
   }
 
   /** `clientPublishLimit` is new, or has changed. */
   limitPublishes(): void {
-    const { spec } = this.deps;
-    this.publishLimit = spec.clientPublishLimit && createLimiter(spec.clientPublishLimit, () => this.deps.now());
+    this.publisher.limit();
   }
 
   /** The connection takes deliveries again. */
   drained(): void {
-    this.handle.resume();
+    this.admitted.handle.resume();
   }
 
-  /** @param done its will and its Disconnect pipeline, if any, are through */
-  closed(why: CloseReason, done: () => void): void {
-    clearTimeout(this.faultTimer);
-    this.inflight.close();
-    this.guard(Promise.resolve(this.handle.close()));
-    const words: Job[] = [];
+  /** Its will and its Disconnect pipeline outlive it. */
+  closed(why: CloseReason): void {
+    const { client, handle } = this.admitted;
+    const { deps, will, sessionExpiry, farewell } = this;
+    this.publisher.close();
+    this.subscriber.close();
+    this.reauth?.end("the connection has ended");
+    this.guard(handle.close(sessionExpiry));
     // A restart of the gateway is not the death of a device.
-    if (this.will && why !== "disconnect" && why !== "shutdown") {
-      this.deps.meters.messageIn();
-      words.push(this.publishJob({ ...this.will, dup: false, packetId: undefined }, "will"));
+    if (will && why !== "shutdown") {
+      const { delaySec, ...message } = will;
+      const job = this.publisher.job({ ...message, dup: false, packetId: undefined }, "will");
+      const publish = (): void => {
+        deps.meters.messageIn();
+        this.speak(job);
+      };
+      // At the end of the session at the latest [MQTT-3.1.2-8].
+      const delay = Math.min(delaySec, sessionExpiry);
+      if (delay === 0) publish();
+      else deps.wills.wait(client.id, delay, publish);
     }
-    const packet = { graceful: why === "disconnect" };
-    words.push({ type: "Disconnect", origin: "client", packet, client: this.client, lane: createLane() });
-    let left = words.length;
-    for (const job of words) {
-      this.run(job, (outcome) => {
-        if (job.origin === "will" && outcome.kind !== "passed") this.deps.meters.dropped(nameOf(outcome));
-        if (--left === 0) done();
-      });
-    }
+    const packet = { graceful: why === "disconnect", ...farewell };
+    this.speak({ type: "Disconnect", origin: "client", packet, client, lane: createLane() });
   }
 
   packet(packet: InPacket): void {
     switch (packet.cmd) {
       case "publish":
-        this.publish(packet);
+        this.publisher.publish(packet);
         break;
-      case "puback": {
-        const delivery = this.inflight.settle(packet.packetId);
-        if (delivery) this.handle.settle(delivery);
+      case "puback":
+      case "pubrec":
+      case "pubcomp":
+        this.guard(this.subscriber.acknowledge(packet));
         break;
-      }
+      case "pubrel":
+        this.guard(this.publisher.release(packet));
+        break;
       case "subscribe":
-        this.subscribe(packet);
+        this.subscriber.subscribe(packet, (job, settle) => this.run(job, settle));
         break;
       case "unsubscribe":
-        this.unsubscribe(packet);
+        this.subscriber.unsubscribe(
+          packet,
+          (job, settle) => this.run(job, settle),
+          () => this.publisher.giveGrace(),
+        );
         break;
       case "pingreq":
         this.deps.meters.sent("pingresp");
-        this.connection.send(pingresp);
+        this.admitted.connection.send(pingresp);
         break;
       case "disconnect":
-        this.will = undefined;
-        this.connection.close("disconnect");
+        this.disconnect(packet);
+        break;
+      case "auth":
+        this.authenticate(packet);
         break;
       default:
-        // A second CONNECT never leaves the decoder; the rest belongs to QoS 2.
-        this.connection.close("protocolError");
+        // A second CONNECT never leaves the decoder.
+        this.admitted.connection.close("protocolError");
     }
   }
 
-  private deliver(delivery: Delivery, again: boolean): boolean {
-    if (!this.connection.hasRoom) return false;
-    this.deps.meters.delivered();
-    this.connection.send(this.inflight.encode(delivery, again));
-    return true;
-  }
-
-  private publish(publish: InPacket & { cmd: "publish" }): void {
-    const { connection, publishLimit } = this;
-    const { meters } = this.deps;
-    if (publish.qos === 2) {
-      connection.close("protocolError");
-      return;
-    }
-    if (publishLimit && !publishLimit.admit(publish.bytes)) {
-      meters.delayed();
-      connection.defer(publish, publishLimit.waitMs());
-      return;
-    }
-    meters.messageIn();
-    const { topic, payload, qos, retain, dup, packetId } = publish;
-    const work = connection.begin(packetId ?? 0, publish.bytes);
-    this.run(this.publishJob({ topic, payload, qos, retain, dup, packetId }, "client"), (outcome) => {
-      const final = isFinal(outcome);
-      if (outcome.kind !== "passed" && (final || qos === 0)) meters.dropped(nameOf(outcome));
-      if (qos > 0) {
-        if (final) meters.sent("puback");
-        else meters.withheld(nameOf(outcome));
+  private disconnect({ reasonCode, sessionExpiry, userProperties }: DisconnectIn): void {
+    const { connection, connect } = this.admitted;
+    if (sessionExpiry !== undefined) {
+      if (sessionExpiry > 0 && connect.properties?.sessionExpiry === 0) {
+        connection.close("protocolError", {
+          reason: "protocolError",
+          text: "a session that ends with its connection can't be given an expiry by DISCONNECT",
+        });
+        return;
       }
-      connection.finish(work, final);
-      if (outcome.kind === "disconnected") connection.close("pipeline");
-      else if (!final && qos > 0) this.giveGrace();
-    });
+      this.sessionExpiry = Math.min(sessionExpiry, this.deps.spec.maxSessionExpiry);
+    }
+    this.farewell = { reasonCode, userProperties };
+    // With any other code the will is published [MQTT-3.14.4-3].
+    if (reasonCode === 0) this.will = undefined;
+    connection.close("disconnect");
   }
 
-  private publishJob(packet: PublishPacket, origin: "client" | "will"): Job {
-    const { topic } = packet;
-    const final = this.deps.spec.brokerMode ? () => this.fanOut(packet, topic) : undefined;
-    return { type: "Publish", origin, packet, client: this.client, lane: this.publishLane, final };
-  }
-
-  /** brokerMode: what the pipeline left of the message goes to the subscribers. */
-  private fanOut({ topic, payload, qos, retain }: PublishPacket, published: string): void | Promise<unknown> {
-    const invalid = topic === published ? undefined : topicNameProblem(topic);
-    if (invalid) throw new SluiceError("TOPIC_INVALID", `a filter left a topic that is not valid: ${invalid}`);
-    const stored = this.deps.store.publish({ topic, payload, qos, retain }, { from: this.client.id });
-    if (stored instanceof Promise) return stored;
-  }
-
-  /** No ack: the client has to send again, which in 3.1.x it only does on a new connection [MQTT-4.4.0-1]. */
-  private giveGrace(): void {
-    if (this.connection.closed) return;
-    this.faultTimer ??= setTimeout(() => this.connection.close("fault"), this.deps.spec.faultGraceMs);
-  }
-
-  private subscribe({ packetId, subscriptions }: InPacket & { cmd: "subscribe" }): void {
-    const packet: SubscribePacket = {
-      packetId,
-      subscriptions: subscriptions.map(({ topicFilter, qos }) => ({ topicFilter, qos, refused: false })),
+  /** AUTH: the client authenticates anew, or answers a challenge. All else goes on meanwhile. */
+  private authenticate(auth: AuthIn): void {
+    const { connection, client, connect } = this.admitted;
+    if (this.reauth?.answered(auth)) return;
+    const { authenticationMethod: method } = connect.properties ?? {};
+    if (this.reauth || auth.reasonCode !== codes.reAuthenticate || method === undefined || auth.method !== method) {
+      connection.close("protocolError"); // [MQTT-4.12.1-1]
+      return;
+    }
+    const send = (frame: Buffer): void => {
+      this.deps.meters.sent("auth");
+      connection.send(frame);
     };
-    const lane = (this.subscribeLane ??= createLane());
-    this.run({ type: "Subscribe", origin: "client", packet, client: this.client, lane }, (outcome) => {
-      if (outcome.kind === "disconnected") this.connection.close("pipeline");
-      else this.guard(this.grant(packet, outcome.kind === "passed"));
-    });
-  }
-
-  /** One code per topic filter, in their order [MQTT-3.8.4-5]; in effect before the SUBACK leaves. */
-  private async grant({ packetId, subscriptions }: SubscribePacket, allowed: boolean): Promise<void> {
-    const { handle } = this;
-    const codes: number[] = [];
-    for (const { topicFilter, qos, refused } of subscriptions) {
-      const why = this.refusal(topicFilter, allowed && !refused);
-      if (why !== undefined) {
-        this.deps.meters.subscriptionRefused(why);
-        codes.push(refusedCode);
-        continue;
+    const exchange = createAuthExchange({ method, data: auth.data, reauth: true, send, received: () => undefined });
+    this.reauth = exchange;
+    const packet = connectPacket(this.admitted, auth.data);
+    const job: Job = { type: "Connect", origin: "client", packet, client, lane: createLane(), auth: exchange.auth };
+    this.run(job, (outcome) => {
+      exchange.end("the client is authenticated");
+      this.reauth = undefined;
+      if (outcome.kind === "passed" && exchange.accepted) {
+        send(encodeAuth(codes.success, method, exchange.data));
+        return;
       }
-      // Until QoS 2 exists.
-      const granted = qos === 0 ? 0 : 1;
-      const stored = handle.subscribe(topicFilter, granted);
-      if (stored instanceof Promise) await stored;
-      codes.push(granted);
-    }
-    this.deps.meters.sent("suback");
-    this.connection.send(encodeSuback(packetId, codes));
-  }
-
-  private refusal(topicFilter: string, allowed: boolean): string | undefined {
-    const { subscriptions } = this.handle;
-    if (!allowed) return "policy";
-    if (topicFilterProblem(topicFilter) !== undefined) return "invalid";
-    return subscriptions.size >= maxSubscriptions && !subscriptions.has(topicFilter) ? "tooMany" : undefined;
-  }
-
-  private unsubscribe({ packetId, topicFilters }: InPacket & { cmd: "unsubscribe" }): void {
-    const lane = (this.subscribeLane ??= createLane());
-    const packet = { packetId, topicFilters };
-    this.run({ type: "Unsubscribe", origin: "client", packet, client: this.client, lane }, (outcome) => {
-      if (outcome.kind === "disconnected") this.connection.close("pipeline");
-      else if (outcome.kind === "fault") this.giveGrace();
-      else this.guard(this.release(packetId, outcome.kind === "passed" ? topicFilters : []));
+      // [MQTT-4.12.1-2]
+      const reason = outcome.kind === "passed" ? "notAuthorized" : reasonOf(outcome);
+      connection.close("pipeline", { reason, text: textOf(outcome) });
     });
   }
 
-  /** 3.1.x knows no refusal of an UNSUBSCRIBE: a policy that forbids it keeps the subscription, and the UNSUBACK comes. */
-  private async release(packetId: number, topicFilters: readonly string[]): Promise<void> {
-    for (const topicFilter of topicFilters) {
-      const stored = this.handle.unsubscribe(topicFilter);
-      if (stored instanceof Promise) await stored;
-    }
-    this.deps.meters.sent("unsuback");
-    this.connection.send(encodeAck("unsuback", packetId));
+  /** Runs what is said for a client that is gone. */
+  private speak(job: Job): void {
+    this.deps.outlive((done) => {
+      this.run(job, (outcome) => {
+        if (job.origin === "will" && outcome.kind !== "passed") this.deps.meters.dropped(nameOf(outcome));
+        done();
+      });
+    });
   }
 
   private run(job: Job, settle: (outcome: Outcome) => void): void {
@@ -253,20 +176,27 @@ export class Peer {
   }
 
   /** A store that fails must not end the process; the client that it failed is closed and comes again. */
-  private guard(work: Promise<unknown>): void {
+  private guard(work: Awaitable<void>): void {
+    if (!(work instanceof Promise)) return;
     work.catch((error: unknown) => {
-      this.deps.storeFailed(this.client.id, error);
-      this.connection.close("fault");
+      this.deps.storeFailed(this.admitted.client.id, error);
+      this.admitted.connection.close("fault");
     });
   }
 }
 
-/** design.md §4: what passed and what is a verdict is acked, since no retry would change it; a fault never is. */
-function isFinal(outcome: Outcome): boolean {
-  if (outcome.kind === "unhandled") return outcome.verdict;
-  return outcome.kind !== "fault" && outcome.kind !== "disconnected";
-}
+const silent = { reasonCode: 0, userProperties: undefined };
 
-function nameOf(outcome: Outcome): string {
-  return outcome.kind === "unhandled" ? outcome.result : outcome.kind;
+/** What a filter sees where a client authenticates anew: its CONNECT, without the password and with the new data. */
+function connectPacket({ client, connect }: Admitted, authenticationData: Buffer | undefined): ConnectPacket {
+  const { clean, keepalive, username, will, properties } = connect;
+  return {
+    clientId: client.id,
+    clean,
+    keepalive,
+    username,
+    password: undefined,
+    will,
+    properties: { ...properties, authenticationData },
+  };
 }

@@ -1,6 +1,8 @@
 /** A frozen flow of filters: run, jumpIf, deadline, per-filter counters, retire. */
 import { messageOf, SluiceError } from "./errors.ts";
+import type { Outcome } from "./outcome.ts";
 import type {
+  Authentication,
   Client,
   Filter,
   FilterContext,
@@ -14,16 +16,6 @@ import type {
 } from "./plugin.ts";
 import type { KindOrigin, PipelineSpec } from "./spec.ts";
 import { createThrottle } from "./throttle.ts";
-
-/** How a packet's run ended; design.md §4 says what each means for the client. */
-export type Outcome =
-  | { readonly kind: "passed" }
-  | { readonly kind: "dropped" }
-  | { readonly kind: "rejected"; readonly reason: Reason }
-  | { readonly kind: "disconnected"; readonly reason: Reason }
-  /** A declared result without a jumpIf; `verdict` where the kind lists it in `discards`. */
-  | { readonly kind: "unhandled"; readonly result: string; readonly verdict: boolean }
-  | { readonly kind: "fault"; readonly error: unknown };
 
 const passed: Outcome = { kind: "passed" };
 const dropped: Outcome = { kind: "dropped" };
@@ -46,6 +38,8 @@ export interface Job {
   readonly lane: Lane;
   /** Instead of the one that the proxy's rules name. */
   readonly pipeline?: string | undefined;
+  /** Of a Connect whose client named an authentication method. */
+  readonly auth?: Authentication | undefined;
   /**
    * Runs behind the last filter, in the connection's order (brokerMode's fan-out). A throw or rejection is a fault.
    */
@@ -104,6 +98,7 @@ class PacketRun {
   readonly origin: FilterContext["origin"];
   readonly packet: FilterContext["packet"];
   readonly client: Client;
+  readonly auth: Authentication | undefined;
   startedAt = 0;
   private readonly flow: Flow;
   private readonly lane: Lane;
@@ -127,6 +122,7 @@ class PacketRun {
     this.origin = job.origin;
     this.packet = job.packet;
     this.client = job.client;
+    this.auth = job.auth;
     this.lane = job.lane;
     this.final = job.final;
   }
@@ -145,12 +141,12 @@ class PacketRun {
     this.verdict = dropped;
   }
 
-  reject(reason: Reason): void {
-    this.verdict = { kind: "rejected", reason };
+  reject(reason: Reason, text?: string): void {
+    this.verdict = { kind: "rejected", reason, ...(text !== undefined && { text }) };
   }
 
-  disconnect(reason: Reason): void {
-    this.verdict = { kind: "disconnected", reason };
+  disconnect(reason: Reason, text?: string): void {
+    this.verdict = { kind: "disconnected", reason, ...(text !== undefined && { text }) };
   }
 
   start(done: (outcome: Outcome) => void): Outcome | undefined {

@@ -1,17 +1,10 @@
 /** Pure: (running, wanted) -> what is kept, built, changed and dropped. */
 import { isDeepStrictEqual } from "node:util";
 import type { Plan, PlanItem } from "./plugin.ts";
-import type { FilterSpec, KindOrigin, PipelineSpec, ProxySpec, ServiceSpec, Spec } from "./spec.ts";
+import type { FilterSpec, KindOrigin, ListenerSpec, PipelineSpec, ProxySpec, ServiceSpec, Spec } from "./spec.ts";
 
 /** Proxy options that connections which are open already don't get. */
-const forNewConnections = [
-  "maxPacketBytes",
-  "maxInflight",
-  "connectTimeoutMs",
-  "useTLS",
-  "certificate",
-  "handshakeTimeoutMs",
-];
+const forNewConnections = ["maxPacketBytes", "maxInflight", "connectTimeoutMs", "handshakeTimeoutMs"];
 
 /** Proxy options that are only read at the start. */
 const atStart = ["topicCacheSize"];
@@ -20,7 +13,7 @@ const atStart = ["topicCacheSize"];
 export function makePlan(running: Spec | undefined, wanted: Spec): Plan {
   const items = [
     ...gatewayItems(running, wanted),
-    ...compare(running?.services ?? [], wanted.services, compareInstances),
+    ...serviceItems(running, wanted),
     ...compare(filtersOf(running), filtersOf(wanted), compareInstances),
     ...compare(running?.pipelines ?? [], wanted.pipelines, (old, next) => ({
       kind: "Pipeline",
@@ -28,7 +21,10 @@ export function makePlan(running: Spec | undefined, wanted: Spec): Plan {
     })),
     ...compare(running?.proxies ?? [], wanted.proxies, (old, next) => ({
       kind: "MQTTProxy",
-      fields: differing(old, next),
+      fields: [
+        ...listenerChanges(old, next).flatMap(({ fields }) => fields),
+        ...differing({ ...old, listeners: [] }, { ...next, listeners: [] }),
+      ].toSorted(),
       notes: proxyNotes(old, next),
     })),
   ];
@@ -58,6 +54,20 @@ function compareInstances(old: FilterSpec | ServiceSpec, next: FilterSpec | Serv
       ? `new code of ${next.from.package} ${after}`
       : `upgrade ${next.from.package} ${before} -> ${after}`;
   return { kind, fields, notes: [what], isUpgrade: true };
+}
+
+function serviceItems(running: Spec | undefined, wanted: Spec): PlanItem[] {
+  const items = compare(running?.services ?? [], wanted.services, compareInstances);
+  if (!running) return items;
+  const stores = new Set(
+    [...running.services, ...wanted.services].filter(({ kind }) => kind.role === "store").map(({ name }) => name),
+  );
+  return items.map((item) => {
+    if (item.action === "keep" || !stores.has(item.name)) return item;
+    const isUpgrade = item.action === "change" && item.fields.length === 0;
+    const note = isUpgrade ? "after a restart" : "refused while the gateway runs: restart it for this change";
+    return { ...item, notes: [...item.notes, note] };
+  });
 }
 
 interface Named {
@@ -97,16 +107,63 @@ function shapeOf({ flow, filters, data, timeoutMs }: PipelineSpec): object {
 }
 
 function proxyNotes(old: ProxySpec, next: ProxySpec): string[] {
-  const fields = differing(old, next);
-  const late = fields.filter((field) => forNewConnections.includes(field));
+  const listeners = listenerChanges(old, next);
+  const fields = differing({ ...old, listeners: [] }, { ...next, listeners: [] });
+  const late = [
+    ...listeners.flatMap((each) => each.late),
+    ...fields.filter((field) => forNewConnections.includes(field)),
+  ].toSorted();
   const restart = fields.filter((field) => atStart.includes(field));
   return [
-    ...(fields.includes("host") || fields.includes("port")
-      ? ["binds its new address; connections of the old one stay"]
-      : []),
+    ...listeners.flatMap(({ note }) => note ?? []),
     ...(late.length > 0 ? [`for new connections: ${late.join(", ")}`] : []),
     ...(restart.length > 0 ? [`after a restart: ${restart.join(", ")}`] : []),
   ];
+}
+
+interface ListenerChange {
+  /** As the options are called: those of `default` are the proxy's own. */
+  readonly fields: readonly string[];
+  /** Those that connections which are open don't get. */
+  readonly late: readonly string[];
+  readonly note?: string;
+}
+
+function listenerChanges(old: ProxySpec, next: ProxySpec): ListenerChange[] {
+  const names = [...new Set([...old.listeners, ...next.listeners].map(({ name }) => name))];
+  return names.flatMap((name): ListenerChange[] => {
+    const [before, after] = [old, next].map(({ listeners }) => listeners.find((each) => each.name === name));
+    if (isDeepStrictEqual(before, after)) return [];
+    const isOwn = name === "default";
+    const label = isOwn ? "" : `listeners.${name} `;
+    if (!before || !after) {
+      const field = isOwn ? "port" : `listeners.${name}`;
+      // One by another name may take its address over: then nobody's connection ends.
+      const isMoved = next.listeners.some(
+        (each) =>
+          isDeepStrictEqual(each.address, before?.address) &&
+          !old.listeners.some((known) => known.name === each.name && isDeepStrictEqual(known.address, each.address)),
+      );
+      const note = after || isMoved ? {} : { note: `${label || "its own port "}is closed with its connections` };
+      return [{ fields: [field], late: [], ...note }];
+    }
+    const address = differing(before.address, after.address);
+    const rest = differing(optionsOf(before), optionsOf(after));
+    const named = (fields: readonly string[]): string[] =>
+      isOwn || fields.length === 0 ? [...fields] : [`listeners.${name}`];
+    return [
+      {
+        fields: named([...address, ...rest]),
+        late: named(rest),
+        ...(address.length > 0 ? { note: `${label}binds its new address; connections of the old one stay` } : {}),
+      },
+    ];
+  });
+}
+
+/** As they are written; without the address. */
+function optionsOf({ proxyProtocol, tls, path }: ListenerSpec): object {
+  return { proxyProtocol, path, useTLS: tls !== undefined, ...tls };
 }
 
 function gatewayItems(running: Spec | undefined, wanted: Spec): PlanItem[] {

@@ -9,6 +9,22 @@ export type PacketType = "Connect" | "Publish" | "Subscribe" | "Unsubscribe" | "
 
 export type QoS = 0 | 1 | 2;
 
+/** In their order; a name may come again [MQTT-3.3.2-17]. */
+export type UserProperties = readonly (readonly [name: string, value: string])[];
+
+/** The MQTT 5 properties that travel with a message [MQTT-3.3.2]. A publisher of 3.1.1 sets none, its subscriber gets none. */
+export interface MessageProperties {
+  /** 1 = the payload is UTF-8 text. */
+  readonly payloadFormat?: 0 | 1 | undefined;
+  /** Seconds that the message is worth delivering; passed on less the time that it waited [MQTT-3.3.2-6]. */
+  readonly messageExpiry?: number | undefined;
+  readonly contentType?: string | undefined;
+  /** A topic name. */
+  readonly responseTopic?: string | undefined;
+  readonly correlationData?: Buffer | undefined;
+  readonly userProperties?: UserProperties | undefined;
+}
+
 /** An application message: what is delivered to subscribers. */
 export interface Message {
   /** A topic name: 1 to 65,535 bytes of UTF-8, no wildcards, no U+0000. */
@@ -16,26 +32,80 @@ export interface Message {
   payload: Buffer;
   qos: QoS;
   retain: boolean;
+  properties?: MessageProperties | undefined;
+}
+
+/** What a client left to be published when its connection breaks. */
+export interface Will extends Message {
+  /** Seconds between the end of the connection and the will [MQTT-3.1.3-9]; 0 in 3.1.1. */
+  readonly delaySec: number;
+}
+
+/** How a client wants to get what matches a topic filter [MQTT-3.8.3.1]; in 3.1.1 all but `qos` are at their zero. */
+export interface SubscriptionOptions {
+  readonly qos: QoS;
+  /** Not what it has published itself. */
+  readonly noLocal: boolean;
+  /** Messages keep the RETAIN flag that they were published with; else it is cleared. */
+  readonly retainAsPublished: boolean;
+  /** Retained messages: 0 at each SUBSCRIBE, 1 only where the subscription is new, 2 never. */
+  readonly retainHandling: 0 | 1 | 2;
+  /** Sent with each message that matches; 0 = none. */
+  readonly identifier: number;
 }
 
 /** Why a filter refuses. The camelCase names are MQTT 5's; the kernel maps them to what the client's version knows. */
 export type Reason =
   | "unspecifiedError"
-  | "implementationSpecificError"
-  | "protocolError"
   | "malformedPacket"
+  | "protocolError"
+  | "implementationSpecificError"
+  | "unsupportedProtocolVersion"
   | "clientIdentifierNotValid"
   | "badUserNameOrPassword"
   | "notAuthorized"
   | "serverUnavailable"
   | "serverBusy"
   | "banned"
+  | "serverShuttingDown"
+  | "badAuthenticationMethod"
+  | "keepAliveTimeout"
+  | "sessionTakenOver"
   | "topicFilterInvalid"
   | "topicNameInvalid"
+  | "packetIdentifierInUse"
+  | "receiveMaximumExceeded"
+  | "topicAliasInvalid"
   | "packetTooLarge"
+  | "messageRateTooHigh"
   | "quotaExceeded"
+  | "administrativeAction"
   | "payloadFormatInvalid"
-  | "connectionRateExceeded";
+  | "retainNotSupported"
+  | "qosNotSupported"
+  | "useAnotherServer"
+  | "serverMoved"
+  | "sharedSubscriptionsNotSupported"
+  | "connectionRateExceeded"
+  | "maximumConnectTime"
+  | "subscriptionIdentifiersNotSupported"
+  | "wildcardSubscriptionsNotSupported";
+
+/** The MQTT 5 properties of a CONNECT [MQTT-3.1.2.11]; a client of 3.1.1 has none. */
+export interface ConnectProperties {
+  /** Seconds that the session outlives its connection; 0xFFFFFFFF = it does not expire. */
+  readonly sessionExpiry?: number | undefined;
+  /** QoS 1 and 2 deliveries that the client takes without having acknowledged them. */
+  readonly receiveMaximum?: number | undefined;
+  /** Bytes of the largest packet that the client takes. */
+  readonly maximumPacketSize?: number | undefined;
+  readonly topicAliasMaximum?: number | undefined;
+  readonly requestResponseInformation?: boolean | undefined;
+  readonly requestProblemInformation?: boolean | undefined;
+  readonly userProperties?: UserProperties | undefined;
+  readonly authenticationMethod?: string | undefined;
+  readonly authenticationData?: Buffer | undefined;
+}
 
 export interface ConnectPacket {
   readonly clientId: string;
@@ -44,10 +114,11 @@ export interface ConnectPacket {
   readonly clean: boolean;
   /** Seconds; 0 = none. */
   readonly keepalive: number;
-  readonly will: Message | undefined;
+  readonly will: Will | undefined;
+  readonly properties?: ConnectProperties | undefined;
 }
 
-/** `topic`, `payload` and `qos` may be replaced; in brokerMode subscribers get what the pipeline left. */
+/** `topic`, `payload`, `qos` and `properties` may be replaced; in brokerMode subscribers get what the pipeline left. */
 export interface PublishPacket {
   topic: string;
   payload: Buffer;
@@ -56,33 +127,51 @@ export interface PublishPacket {
   readonly dup: boolean;
   /** 1-65535; undefined at QoS 0, for a will and for presence. */
   readonly packetId: number | undefined;
+  properties?: MessageProperties | undefined;
 }
 
 export interface SubscribePacket {
   readonly packetId: number;
-  /** Setting `refused` answers 0x80 for this topic filter alone; `qos` may be lowered. */
-  readonly subscriptions: { readonly topicFilter: string; qos: QoS; refused: boolean }[];
+  readonly subscriptions: SubscriptionRequest[];
+  readonly userProperties?: UserProperties | undefined;
+}
+
+/** One topic filter of a SUBSCRIBE, and how the client wants to get what matches it: see {@link SubscriptionOptions}. */
+export interface SubscriptionRequest {
+  readonly topicFilter: string;
+  /** May be lowered. */
+  qos: QoS;
+  /** Set it to refuse this topic filter alone: a reason, which an MQTT 5 client is told, or true for `notAuthorized`. */
+  refused: boolean | Reason;
+  readonly noLocal?: boolean;
+  readonly retainAsPublished?: boolean;
+  readonly retainHandling?: 0 | 1 | 2;
 }
 
 export interface UnsubscribePacket {
   readonly packetId: number;
   readonly topicFilters: readonly string[];
+  readonly userProperties?: UserProperties | undefined;
 }
 
 export interface DisconnectPacket {
   /** False where the connection ended without a DISCONNECT: lost, timed out, taken over, removed or refused. */
   readonly graceful: boolean;
+  /** What the client's DISCONNECT said; 0 where it said nothing, and where there was none. */
+  readonly reasonCode?: number;
+  readonly userProperties?: UserProperties | undefined;
 }
 
 /** The remote party of one connection; the same object for all its packets. */
 export interface Client {
   readonly id: string;
+  /** By its CONNECT, or by its certificate where the listener takes user names from there (`usernameFrom`). */
   readonly username: string | undefined;
-  /** The peer's IP address. */
+  /** The client's IP address, by the PROXY protocol where a listener has it switched on; `unix` for a unix socket. */
   readonly address: string;
-  /** 3 = MQTT 3.1, 4 = MQTT 3.1.1. */
+  /** 3 = MQTT 3.1, 4 = MQTT 3.1.1, 5 = MQTT 5. */
   readonly protocolVersion: number;
-  /** The client's TLS certificate, where one was asked for. */
+  /** The client's TLS certificate, verified, where one was asked for and shown. */
   readonly certificate: X509Certificate | undefined;
   /** Lives as long as the connection; shared by all filters, so prefix keys with your plugin's name. */
   readonly data: Map<string, unknown>;
@@ -100,13 +189,37 @@ interface ContextOf<T extends PacketType, P> {
   readonly signal: AbortSignal;
   /** A policy: discard the packet (Publish: acked and counted; Connect: refused; Subscribe: 0x80). */
   drop(): void;
-  /** A verdict that no retry can change (Connect: CONNACK 4 or 5; Publish: acked and counted; Subscribe: 0x80). */
-  reject(reason: Reason): void;
-  /** Close the connection without an ack (Connect: refuse with the reason). */
-  disconnect(reason: Reason): void;
+  /**
+   * A verdict that no retry can change. An MQTT 5 client finds the reason in the ack, and `text`, for people, where it
+   * wants that; before MQTT 5 a Connect gets CONNACK 2 to 5, a Publish is acked, a Subscribe gets 0x80.
+   */
+  reject(reason: Reason, text?: string): void;
+  /** Close the connection without an ack (Connect: refuse with the reason). An MQTT 5 client is told the reason. */
+  disconnect(reason: Reason, text?: string): void;
 }
 
-export type ConnectContext = ContextOf<"Connect", ConnectPacket>;
+/** MQTT 5's enhanced authentication: the client named a method in its CONNECT, or authenticates anew. */
+export interface Authentication {
+  readonly method: string;
+  readonly data: Buffer | undefined;
+  /** The client is connected, and this is no CONNECT: its outcome decides whether it stays. */
+  readonly reauth: boolean;
+  /**
+   * The filter knows the method and the client has passed. Where no filter says so, the client is refused with
+   * `badAuthenticationMethod`. @param data sent along with the success
+   */
+  accept(data?: Buffer): void;
+  /**
+   * Sends an AUTH packet and waits for the client's next one, whose data it answers. Rejects where the connection ends,
+   * or the client sends anything else. The pipeline's `timeout` bounds the wait.
+   */
+  challenge(data?: Buffer): Promise<Buffer | undefined>;
+}
+
+export interface ConnectContext extends ContextOf<"Connect", ConnectPacket> {
+  /** Undefined where the client named no authentication method. */
+  readonly auth?: Authentication | undefined;
+}
 export type PublishContext = ContextOf<"Publish", PublishPacket>;
 export type SubscribeContext = ContextOf<"Subscribe", SubscribePacket>;
 export type UnsubscribeContext = ContextOf<"Unsubscribe", UnsubscribePacket>;
@@ -162,8 +275,33 @@ export interface FilterKind<C = unknown> {
   create(config: C, host: Host): Filter | Promise<Filter>;
 }
 
+/** One change of a journal; without a value the key is deleted. */
+export interface JournalEntry {
+  /** Up to some 70,000 bytes of UTF-8, U+0000 among them. */
+  readonly key: string;
+  readonly value: Buffer | undefined;
+}
+
+/**
+ * Where the kernel writes its sessions and messages down, so that they outlive the process: a durable map from keys to
+ * bytes. The kernel holds everything in memory too, so that it reads the map only once.
+ */
+export interface Journal {
+  /** What a write that has resolved survives: the end of the process alone, or the loss of power too. */
+  readonly durability: "process" | "fsync";
+  /** All there is, in any order and in pieces of any size; called once, before the first write. */
+  read(): AsyncIterable<readonly { readonly key: string; readonly value: Buffer }[]>;
+  /**
+   * All of the changes or none, even where the process is killed meanwhile. Not called again before it has settled. A
+   * rejection says that they may not be safe: the kernel acknowledges nothing, and tries again after a while.
+   */
+  write(changes: readonly JournalEntry[]): Promise<void>;
+}
+
 /** An instance of a service kind: what runs beside the pipelines. */
 export interface Service {
+  /** Of a kind in role `store`: used from when `start` has resolved until `stop` is called. */
+  readonly journal?: Journal;
   /**
    * A config change replaces `previous`, of the same kind and name: note what this instance will take over when `previous`
    * is stopped, which is after the change has been made. Called before `start`; the change may still be given up, and then
@@ -179,6 +317,11 @@ export interface Service {
 /** The default export of a service's entry. */
 export interface ServiceKind<C = unknown> {
   readonly kind: string;
+  /**
+   * What the service does for the kernel. `store`: it brings the journal, starts before everything else and stops last; a
+   * config has one of them at most, and a change of it needs a restart.
+   */
+  readonly role?: "store";
   /** What a schema can't say (does a pattern compile?), without I/O. Only called with options that passed the schema. */
   validate?(config: C): readonly FieldProblem[];
   create(config: C, host: Host): Service | Promise<Service>;
@@ -268,12 +411,34 @@ export interface Clock {
   setTimeout(callback: () => void, ms: number): { clear(): void };
 }
 
+export interface PublishRequest {
+  /** To the session of this client, whatever it has subscribed to; the topic is what the message says then. */
+  readonly clientId?: string | undefined;
+  /** Milliseconds to wait until it is known what became of the message at each session; `receipts` tell. */
+  readonly waitMs?: number | undefined;
+}
+
+/** What became of a message at one session. */
+export interface PublishReceipt {
+  readonly clientId: string;
+  /**
+   * `delivered`: its client has acknowledged it (of a subscription at QoS 0: it was sent). `queued`: the client is away,
+   * and gets it when it returns. `refused`: it will not get it (the queue was full, the message expired, its session
+   * ended, it answered with an error). `timeout`: not known yet; the client may still get it.
+   */
+  readonly outcome: "delivered" | "queued" | "refused" | "timeout";
+}
+
 export interface PublishOutcome {
-  /** Sessions with a matching subscription, connected or not. */
+  /** Sessions that get it, connected or not; of a shared subscription one. */
   readonly matched: number;
   readonly connected: number;
   /** True once the message is as safe as the store makes it. */
   readonly durable: boolean;
+  /** Where it was waited for: of each session, 10,000 at most. */
+  readonly receipts?: readonly PublishReceipt[];
+  /** How many sessions each outcome had, those that are not listed included. */
+  readonly receiptCounts?: Readonly<Record<PublishReceipt["outcome"], number>>;
 }
 
 export interface SessionInfo {
@@ -287,6 +452,8 @@ export interface SessionInfo {
   readonly subscriptions: readonly { readonly topicFilter: string; readonly qos: QoS }[];
   readonly queued: number;
   readonly inflight: number;
+  /** Milliseconds since the epoch at which the session of an absent client ends; undefined = it does not, or not yet. */
+  readonly expiresAt?: number | undefined;
 }
 
 export interface ProxyHandle {
@@ -412,7 +579,7 @@ export interface Host {
   /** Aborts when this instance is closed. */
   readonly signal: AbortSignal;
   /** To a proxy's subscribers, past its pipelines. Rejects for an unknown proxy or an illegal topic (`code` says which). */
-  publish(proxy: string, message: Message): Promise<PublishOutcome>;
+  publish(proxy: string, message: Message, request?: PublishRequest): Promise<PublishOutcome>;
   readonly proxies: {
     get(name: string): ProxyHandle | undefined;
     list(): readonly ProxyHandle[];

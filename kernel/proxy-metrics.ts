@@ -11,6 +11,7 @@ export interface ProxyMetrics {
   delivered(): void;
   resent(): void;
   delayed(): void;
+  repeated(): void;
   dropped(reason: string, count?: number): void;
   withheld(reason: string): void;
   paused(reason: string): void;
@@ -60,12 +61,19 @@ export function createProxyMetrics(
       delivered();
       sent("publish");
     },
-    resent: one("sluice_messages_resent_total", "Deliveries sent again because no PUBACK came in time."),
+    resent: one(
+      "sluice_messages_resent_total",
+      "Deliveries sent again: to a client that came back, or because no ack came in time.",
+    ),
     delayed: one("sluice_publishes_delayed_total", "PUBLISH packets that waited for clientPublishLimit."),
+    repeated: one(
+      "sluice_publishes_repeated_total",
+      "QoS 2 PUBLISH packets that had come before, and were not handled again.",
+    ),
     dropped: by("sluice_messages_dropped_total", "Messages that reached no sink or subscriber, by reason.", "reason"),
     withheld: by(
       "sluice_publishes_unacknowledged_total",
-      "PUBLISH packets of QoS 1 that got no ack, by reason.",
+      "PUBLISH packets of QoS 1 and 2 that got no ack, by reason.",
       "reason",
     ),
     paused: by("sluice_connection_pauses_total", "Times that reading from a connection paused, by reason.", "reason"),

@@ -1,27 +1,35 @@
 /** One MQTTProxy: admission, takeover, packet -> pipeline, message -> subscribers. */
-import type { Socket } from "node:net";
+import type { Duplex } from "node:stream";
 import { isDeepStrictEqual } from "node:util";
 import type { Addresses } from "./addresses.ts";
 import { createAdmission } from "./admission.ts";
-import { encodeConnack } from "./codec.ts";
+import type { Admitted, PeerDeps } from "./admitted.ts";
+import { type ConnackCode, encodeConnack, encodeConnackV5, type Refusal } from "./codec.ts";
 import { type CloseReason, Connection, type ConnectionOwner, pause } from "./connection.ts";
+import { drain } from "./drain.ts";
 import { messageOf, SluiceError } from "./errors.ts";
-import { createListener, createTlsGate, type Listener, type TlsGate } from "./listener.ts";
-import { Peer, type PeerDeps } from "./peer.ts";
-import { createPipeline, type Job, type Outcome, type Pipeline } from "./pipeline.ts";
-import type { Client, Clock, Logger, Message, Metrics, ProxyHandle, PublishOutcome } from "./plugin.ts";
+import { createInboundWork } from "./inbound-work.ts";
+import type { ListenerOwner } from "./listener.ts";
+import { createListeners } from "./listeners.ts";
+import type { Outcome } from "./outcome.ts";
+import { Peer } from "./peer.ts";
+import { createPipeline, type Job, type Pipeline } from "./pipeline.ts";
+import type { Clock, Logger, Message, Metrics, ProxyHandle, PublishOutcome, PublishRequest, Reason } from "./plugin.ts";
 import { createPresenceTeller, type Presence } from "./presence.ts";
 import { createProxyMetrics } from "./proxy-metrics.ts";
+import { firstError } from "./reasons.ts";
 import type { DrainSpec, ProxySpec } from "./spec.ts";
-import type { SessionHandle, Store } from "./store.ts";
+import { withReceipts } from "./receipts.ts";
+import type { Awaitable, PublishOptions, Store } from "./store.ts";
 import { createThrottle } from "./throttle.ts";
 import { topicNameProblem } from "./topics.ts";
+import { createWills } from "./will.ts";
 
 export interface Proxy extends ProxyHandle {
-  /** Of the bound listener: `mqtt://127.0.0.1:1883`. */
-  readonly url: string;
+  /** Of the bound listeners: `mqtt://127.0.0.1:1883`. */
+  readonly urls: readonly string[];
   /** @throws SluiceError TOPIC_INVALID, QUEUE_FULL, STORE_CLOSED */
-  publish(message: Message): Promise<PublishOutcome>;
+  publish(message: Message, request?: PublishRequest): Promise<PublishOutcome>;
   /**
    * Does all of a change that can fail: binds where the address is new, checks what TLS needs. The first call is the start.
    * @throws SluiceError LISTEN_FAILED, CONFIG_INVALID; nothing has changed then
@@ -30,7 +38,7 @@ export interface Proxy extends ProxyHandle {
   /** It is dropped: its last packets go through these pipelines, which may be gone from what runs. */
   orphan(pipeline: ProxyDeps["pipeline"]): void;
   /** Stops accepting, closes the connections at the drain's rate, each when its packets under way are through. */
-  stop(drain: DrainSpec): Promise<void>;
+  stop(how: DrainSpec): Promise<void>;
 }
 
 /** A change that is ready: one of the two is called, once. */
@@ -38,6 +46,8 @@ export interface ProxyChange {
   /** Can't fail. Connections stay; those that come from here on are the new address's and the new certificate's. */
   commit(): void;
   rollback(): void;
+  /** After `commit`: closes the connections of listeners that are gone. */
+  retire(how: DrainSpec): Promise<void>;
 }
 
 export interface ProxyDeps {
@@ -50,11 +60,8 @@ export interface ProxyDeps {
   readonly clock: Clock;
 }
 
-/** Connections that have not been admitted yet; more are closed at once. */
+/** Connections that have not been admitted yet, and as many that don't speak MQTT yet; more are closed at once. */
 const maxPending = 20_000;
-
-/** How often a stop looks which connections may go. */
-const drainTickMs = 10;
 
 /** The deadline of a fan-out where no pipeline gives one. */
 const bareTimeoutMs = 30_000;
@@ -82,6 +89,9 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
     get queue() {
       return spec.queue;
     },
+    get retained() {
+      return spec.retained;
+    },
     topicCacheSize: spec.topicCacheSize,
     onDropped: (reason, count) => meters.dropped(reason, count),
     now,
@@ -93,12 +103,13 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
     deps,
   );
   let pipelineOf = (name: string): Pipeline | undefined => deps.pipeline(name);
-  let listener: Listener | undefined;
-  let gate: TlsGate | undefined;
+  let isStarted = false;
   let stopping = false;
   /** Runs that outlive their connection: wills, Disconnect pipelines and presence. */
   let lastWords = 0;
   let quiet: (() => void) | undefined;
+  const wills = createWills(deps.clock);
+  const inboundWork = createInboundWork<Outcome>();
 
   const owner: ConnectionOwner = {
     get limits() {
@@ -107,11 +118,9 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
     onPacket(connection, packet) {
       meters.received(packet.cmd);
       const peer = peers.get(connection);
-      if (!peer) {
-        if (packet.cmd === "connect") admission.admit(connection, packet);
-        return;
-      }
-      peer.packet(packet);
+      if (peer) peer.packet(packet);
+      else if (packet.cmd === "connect") admission.admit(connection, packet);
+      else admission.packet(connection, packet);
     },
     onRefusal(connection, refusal) {
       meters.refusedBytes(refusal.code);
@@ -121,9 +130,10 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
           "Closed for a packet that is not allowed",
         ),
       );
-      if (refusal.connack !== undefined && !peers.has(connection))
-        connection.send(encodeConnack(refusal.connack, false));
-      connection.close(closeReasons[refusal.code] ?? "malformedPacket");
+      if (refusal.connack !== undefined && !peers.has(connection)) connection.send(connackOf(refusal.connack, refusal));
+      const reason = refusal.reason ?? refusalReasons[refusal.code];
+      const why = closeReasons[refusal.code] ?? "malformedPacket";
+      connection.close(why, { reason, text: refusal.message });
     },
     onFailure(connection, error) {
       throttle("failure", (suppressed) =>
@@ -138,16 +148,18 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
       if (reason !== undefined) meters.paused(reason);
     },
     onDrain: (connection) => peers.get(connection)?.drained(),
+    onDisconnect: () => meters.sent("disconnect"),
     onClosed(connection, why) {
       connections.delete(connection);
+      admission.closed(connection);
       meters.closed(why);
       const peer = peers.get(connection);
       if (!peer) return;
       peers.delete(connection);
-      if (byClientId.get(peer.client.id) === connection) byClientId.delete(peer.client.id);
-      log.debug({ clientId: peer.client.id, why }, "Disconnected");
-      lastWords++;
-      peer.closed(why, said);
+      const { id } = peer.admitted.client;
+      if (byClientId.get(id) === connection) byClientId.delete(id);
+      log.debug({ clientId: id, why }, "Disconnected");
+      peer.closed(why);
       const presence = presences.get(connection);
       if (!presence) return;
       presences.delete(connection);
@@ -155,8 +167,12 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
     },
   };
 
-  function said(): void {
-    if (--lastWords === 0) quiet?.();
+  /** What a stop waits for. */
+  function outlive(speak: (said: () => void) => void): void {
+    lastWords++;
+    speak(() => {
+      if (--lastWords === 0) quiet?.();
+    });
   }
 
   const teller = createPresenceTeller({
@@ -164,15 +180,15 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
       return spec.presence;
     },
     now,
-    send(job) {
-      lastWords++;
-      const settle = (outcome: Outcome): void => {
-        if (outcome.kind !== "passed") meters.dropped("presence");
-        said();
-      };
-      const outcome = run(job, settle);
-      if (outcome) settle(outcome);
-    },
+    send: (job) =>
+      outlive((said) => {
+        const settle = (outcome: Outcome): void => {
+          if (outcome.kind !== "passed") meters.dropped("presence");
+          said();
+        };
+        const outcome = run(job, settle);
+        if (outcome) settle(outcome);
+      }),
   });
 
   const peerDeps: PeerDeps = {
@@ -181,8 +197,11 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
     },
     store,
     meters,
+    wills,
+    inboundWork,
     now,
     run,
+    outlive,
     storeFailed(clientId, error) {
       throttle("store", (suppressed) =>
         log.error({ clientId, error: messageOf(error), suppressed }, "The session store failed"),
@@ -191,7 +210,11 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
   };
 
   const admission = createAdmission(spec.connectionLimit, {
+    get spec() {
+      return spec;
+    },
     store,
+    sent: (cmd) => meters.sent(cmd),
     now,
     run,
     // A client may always take its own connection over, also where every place is taken.
@@ -207,13 +230,17 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
     },
   });
 
-  function admitted(connection: Connection, client: Client, handle: SessionHandle, will: Message | undefined): void {
-    const peer = new Peer(connection, client, handle, will, peerDeps);
+  function admitted(by: Admitted, connack: Buffer): void {
+    const { connection, client, handle, connect } = by;
+    const peer = new Peer(by, peerDeps);
     peers.set(connection, peer);
     byClientId.set(client.id, connection);
     meters.accepted();
     log.debug({ clientId: client.id, address: client.address, present: handle.present }, "Connected");
-    connection.send(encodeConnack(0, handle.present));
+    if (!handle.present) inboundWork.forget(client.id);
+    connection.send(connack);
+    connection.protocolVersion = connect.protocolVersion;
+    wills.back(client.id, handle.present);
     peer.attach();
     if (spec.presence) presences.set(connection, teller.connected(client));
     connection.resume(pause.auth);
@@ -230,73 +257,85 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
     return job.final ? bare.run(job, done) : passed;
   }
 
-  const sockets = {
-    onSocket(socket: Socket) {
+  const arrivals: ListenerOwner = {
+    arriving: new Set(),
+    maxArriving: maxPending,
+    onStream(stream: Duplex, remote) {
       if (stopping || connections.size - byClientId.size >= maxPending) {
         meters.refused("tooManyPending");
-        socket.destroy();
+        stream.destroy();
         return;
       }
-      connections.add(new Connection(socket, owner));
+      connections.add(new Connection(stream, remote, owner));
     },
-    onError(error: Error) {
-      meters.refused("handshake");
-      log.debug({ error: error.message }, "A connection failed before MQTT");
+    onFailure(why, error) {
+      meters.refused(why);
+      log.debug({ why, error: error.message }, "A connection failed before MQTT");
+    },
+    onRefused(code, why) {
+      meters.refusedBytes(code);
+      throttle(code, (suppressed) => log.info({ reason: why, suppressed }, "Closed for what came on its WebSocket"));
     },
   };
+  const listeners = createListeners(deps.addresses, arrivals);
 
   return {
     name: spec.name,
-    get url() {
-      const { address = "", port = spec.port } = listener?.address ?? {};
-      const host = address === "::" || address === "0.0.0.0" || address === "" ? "127.0.0.1" : address;
-      return `${spec.useTLS ? "mqtts" : "mqtt"}://${hostAndPort(host, port)}`;
+    get urls() {
+      return listeners.list().map(({ url }) => url);
     },
     async prepare(next) {
-      const old = listener;
-      // A context costs milliseconds of OpenSSL's time, and its clients the resumption of their TLS sessions.
-      const isSameTls =
-        old !== undefined &&
-        next.useTLS === spec.useTLS &&
-        next.handshakeTimeoutMs === spec.handshakeTimeoutMs &&
-        isDeepStrictEqual(next.certificate, spec.certificate);
-      const nextGate = isSameTls ? gate : next.useTLS ? createGate(next) : undefined;
-      const bound =
-        old && next.host === spec.host && next.port === spec.port
-          ? old
-          : createListener(await deps.addresses.claim(next), sockets);
+      const change = await listeners.prepare(next.listeners, next);
+      let gone: ReadonlySet<symbol> = new Set();
       return {
         commit() {
           const previous = spec;
           spec = next;
-          listener = bound;
-          gate = nextGate;
           if (!isDeepStrictEqual(previous.connectionLimit, next.connectionLimit)) admission.limit(next.connectionLimit);
           if (!isDeepStrictEqual(previous.clientPublishLimit, next.clientPublishLimit)) {
             for (const peer of peers.values()) peer.limitPublishes();
           }
-          bound.open(nextGate);
-          if (old !== bound) old?.close();
+          isStarted = true;
+          gone = change.commit();
         },
         rollback() {
-          if (old !== bound) bound.close();
-          if (!old) ended.abort();
+          change.rollback();
+          if (!isStarted) ended.abort();
+        },
+        async retire(how) {
+          if (gone.size === 0) return;
+          await drain(
+            [...connections].filter(({ remote }) => gone.has(remote.listener)),
+            how,
+          );
         },
       };
     },
-    async publish(message) {
-      const invalid = topicNameProblem(message.topic);
+    async publish(message, { clientId, waitMs } = {}) {
+      const { topic, properties } = message;
+      const invalid = topicNameProblem(topic);
       if (invalid) throw new SluiceError("TOPIC_INVALID", `the topic is not valid: ${invalid}`);
+      const reply = properties?.responseTopic;
+      const invalidReply = reply === undefined ? undefined : topicNameProblem(reply);
+      if (invalidReply) throw new SluiceError("TOPIC_INVALID", `the response topic is not valid: ${invalidReply}`);
       meters.messageIn();
-      return await store.publish(message);
+      const send = (o?: PublishOptions): Awaitable<PublishOutcome> =>
+        clientId === undefined ? store.publish(message, o) : store.publishTo(clientId, message, o);
+      return waitMs === undefined
+        ? await send()
+        : await withReceipts(waitMs, deps.clock, (receipts) => send({ receipts }));
     },
     sessions: {
       query: async () => await store.query(),
-      remove: async (clientId) => await store.remove(clientId),
+      async remove(clientId) {
+        const removed = await store.remove(clientId);
+        wills.ended(clientId);
+        return removed;
+      },
     },
     status: () => ({
-      address: listener && hostAndPort(listener.address.address, listener.address.port),
-      useTLS: spec.useTLS,
+      address: listeners.list()[0]?.address,
+      listeners: listeners.list().map(({ name, url }) => ({ name, url })),
       brokerMode: spec.brokerMode,
       connections: byClientId.size,
       ...store.counts,
@@ -304,36 +343,11 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
     orphan(pipeline) {
       pipelineOf = pipeline;
     },
-    async stop({ timeoutMs, rate }) {
+    async stop(how) {
       stopping = true;
-      listener?.close();
-      const until = performance.now() + timeoutMs;
-      const staying = new Set(connections);
-      const leaving = new Set<Connection>();
-      // Polled: it happens once in a gateway's life, and a counter on the hot path would cost every packet.
-      for (let allowed = 1; performance.now() < until; allowed += (rate * drainTickMs) / 1000) {
-        for (const connection of staying) {
-          if (rate > 0 && allowed < 1) break;
-          allowed--;
-          staying.delete(connection);
-          // Nothing more is read from it; what was is finished.
-          connection.pause(pause.shutdown);
-          leaving.add(connection);
-        }
-        for (const connection of leaving) {
-          if (connection.working > 0) continue;
-          connection.close("shutdown");
-          leaving.delete(connection);
-        }
-        if (leaving.size + staying.size === 0) break;
-        await new Promise((resolve) => setTimeout(resolve, drainTickMs));
-      }
-      const closed = [...connections].map(
-        ({ socket }) =>
-          new Promise<void>((resolve) => (socket.destroyed ? resolve() : socket.once("close", () => resolve()))),
-      );
-      for (const connection of connections) connection.close("shutdown");
-      await Promise.all(closed);
+      listeners.close();
+      await drain(connections, how);
+      wills.close();
       if (lastWords > 0) await new Promise<void>((resolve) => (quiet = resolve));
       ended.abort();
     },
@@ -347,22 +361,22 @@ const pauseReasons = new Map<number, string>([
   [pause.output, "output"],
 ]);
 
+/** The CONNACK to CONNECTs that can't be read. */
+function connackOf(code: number, { message }: Refusal): Buffer {
+  if (code < firstError) return encodeConnack(code as ConnackCode, false);
+  return encodeConnackV5({ reasonCode: code, sessionPresent: false, reasonString: message });
+}
+
+const refusalReasons: Record<Refusal["code"], Reason> = {
+  MALFORMED_PACKET: "malformedPacket",
+  PACKET_TOO_LARGE: "packetTooLarge",
+  PROTOCOL_ERROR: "protocolError",
+  UNSUPPORTED_VERSION: "unsupportedProtocolVersion",
+};
+
 const closeReasons: Record<string, CloseReason> = {
   MALFORMED_PACKET: "malformedPacket",
   PACKET_TOO_LARGE: "packetTooLarge",
   PROTOCOL_ERROR: "protocolError",
   UNSUPPORTED_VERSION: "refused",
 };
-
-function hostAndPort(host: string, port: number): string {
-  return `${host.includes(":") ? `[${host}]` : host}:${port}`;
-}
-
-/** @throws SluiceError CONFIG_INVALID with OpenSSL's word on the pair */
-function createGate({ certificate, handshakeTimeoutMs }: ProxySpec): TlsGate {
-  try {
-    return createTlsGate(certificate, handshakeTimeoutMs);
-  } catch (error) {
-    throw new SluiceError("CONFIG_INVALID", `can't be used for TLS: ${messageOf(error)}`);
-  }
-}

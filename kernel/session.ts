@@ -1,25 +1,43 @@
-/** What outlives a connection: subscriptions, the queue, and deliveries that wait for their PUBACK. */
-import type { Message, QoS } from "./plugin.ts";
+/** What outlives a connection: subscriptions, the queue, deliveries in flight, and the packet ids of both directions. */
+import type { Message, SubscriptionOptions } from "./plugin.ts";
+import type { Delivery, PublishOptions, QueueLimits, SessionExpiry, StoredMessage } from "./store.ts";
 
-/** A message shared by all its subscribers; `frames` is where the sending side keeps its encoded form, once for all. */
-export interface SharedMessage extends Message {
-  frames: unknown;
+/** The subscriptions of one session; the SUBSCRIBE that goes beyond gets 0x80. */
+export const maxSubscriptions = 10_000;
+
+/** It does not expire [MQTT-3.1.2.11.2]. */
+export const neverExpires: SessionExpiry = 0xffff_ffff;
+
+/** A message and how many hold it: deliveries of sessions, and the retained messages. */
+export interface KeptMessage extends StoredMessage {
+  /** Unique in the proxy. */
+  readonly seq: number;
+  holders: number;
+  /** Records in the journal that refer to it. */
+  records: number;
 }
 
-/** One message to one session. It is its own token: `settle` takes it back. */
-export interface Delivery {
-  readonly message: SharedMessage;
-  /** min(publish, subscription) [MQTT-3.8.4-6]. */
-  readonly qos: QoS;
-  /** 0 until it is first sent; a session that resumes sends it again under the same id [MQTT-4.4.0-1]. */
-  packetId: number;
+/** A delivery with what the store knows of it. */
+export interface Entry extends Delivery {
+  readonly message: KeptMessage;
+  /** Unique in the proxy, growing: the order of a session's deliveries. */
+  readonly seq: number;
+  /** The topic filter of the shared subscription that it came by. */
+  readonly sharedBy: string | undefined;
+  receipts: PublishOptions["receipts"];
+  /** Its publisher was told that it failed: it is not sent. */
+  withdrawn: boolean;
+  /** It is, or is about to be, in the journal. */
+  recorded: boolean;
+  /** QoS 2: its packet id is durable, so that it may be sent. */
+  isSafe: boolean;
 }
 
-export interface QueueLimits {
-  readonly maxMessages: number;
-  readonly maxBytes: number;
-  /** `fault`: the publisher gets no ack. `dropOldest`: the session loses its oldest message, counted. */
-  readonly onFull: "dropOldest" | "fault";
+/** What a session lets go of goes here. */
+export interface SessionOwner {
+  /** Of now. */
+  readonly queue: QueueLimits;
+  lost(session: Session, entry: Entry, reason: string): void;
 }
 
 /** Beyond this share of its bound a connected session slows its publishers down. */
@@ -33,26 +51,30 @@ const overheadBytes = 128;
 const maxQos0 = 1000;
 
 /**
- * The in-memory session. Messages wait in `queue`, oldest first; `take` moves them to `inflight` (QoS 1) until settled.
- * A class, because there are as many as clients.
+ * The in-memory session. Messages wait in `queue`, oldest first; `take` moves them to `inflight` (QoS 1 and 2) until they
+ * are settled. A class, because there are as many as clients.
  */
 export class Session {
   readonly clientId: string;
-  readonly clean: boolean;
-  readonly subscriptions = new Map<string, QoS>();
+  expirySec: SessionExpiry;
+  readonly subscriptions = new Map<string, SubscriptionOptions>();
   /** In the order they were sent. */
-  readonly inflight = new Set<Delivery>();
-  private readonly owner: { readonly queue: QueueLimits };
-  private queue: (Delivery | undefined)[] = [];
+  readonly inflight = new Set<Entry>();
+  /** Of QoS 2 messages that the client sends. */
+  inbound: Set<number> | undefined;
+  private readonly owner: SessionOwner;
+  /** Of entries queued and in flight. */
+  private packetIds: Set<number> | undefined;
+  private lastPacketId = 0;
+  private queue: (Entry | undefined)[] = [];
   private head = 0;
   private bytes = 0;
   private qos0 = 0;
   private waiters: (() => void)[] = [];
 
-  /** @param owner whose `queue` are the limits of now */
-  constructor(clientId: string, clean: boolean, owner: { readonly queue: QueueLimits }) {
+  constructor(clientId: string, expirySec: SessionExpiry, owner: SessionOwner) {
     this.clientId = clientId;
-    this.clean = clean;
+    this.expirySec = expirySec;
     this.owner = owner;
   }
 
@@ -64,12 +86,17 @@ export class Session {
   isFull(message: Message): boolean {
     return (
       this.queued + this.inflight.size >= this.owner.queue.maxMessages ||
-      this.bytes + cost(message) > this.owner.queue.maxBytes
+      this.bytes + costOf(message) > this.owner.queue.maxBytes
     );
   }
 
   isCrowded(): boolean {
     return this.over(highWater);
+  }
+
+  /** Would one more QoS 0 message be dropped before long? */
+  get isBusy(): boolean {
+    return this.qos0 > maxQos0 * highWater;
   }
 
   private over(share: number): boolean {
@@ -79,56 +106,110 @@ export class Session {
     );
   }
 
-  /** Queues it, and answers how many messages were dropped for that: the oldest, or itself at QoS 0. */
-  push(delivery: Delivery): number {
-    if (delivery.qos === 0) {
-      if (this.qos0 >= maxQos0 || this.isFull(delivery.message)) return 1;
+  /** Queues it. Where there is no room the oldest goes for it; at QoS 0 it goes itself. */
+  push(entry: Entry): void {
+    if (entry.qos === 0) {
+      if (this.qos0 >= maxQos0 || this.isFull(entry.message)) {
+        this.owner.lost(this, entry, "qos0_busy");
+        return;
+      }
       this.qos0++;
     }
-    let lost = 0;
-    while (this.isFull(delivery.message) && this.queued > 0) {
-      this.shift();
-      lost++;
-    }
+    while (this.isFull(entry.message) && this.queued > 0) this.drop("queue_full");
     // Larger than the whole bound, or all of it in flight: nothing older is left to give way.
-    if (this.isFull(delivery.message)) return lost + 1;
-    this.queue.push(delivery);
-    this.bytes += cost(delivery.message);
-    return lost;
-  }
-
-  /** The next message to send; at QoS 1 it counts as in flight from here on. */
-  take(): Delivery | undefined {
-    const delivery = this.shift();
-    if (delivery && delivery.qos > 0) {
-      this.inflight.add(delivery);
-      this.bytes += cost(delivery.message);
+    if (this.isFull(entry.message)) {
+      this.owner.lost(this, entry, "queue_full");
+      return;
     }
-    return delivery;
+    this.queue.push(entry);
+    this.bytes += costOf(entry.message);
   }
 
-  peek(): Delivery | undefined {
+  peek(): Entry | undefined {
     return this.queue[this.head];
   }
 
-  settle(delivery: Delivery): boolean {
-    if (!this.inflight.delete(delivery)) return false;
-    this.bytes -= cost(delivery.message);
+  /** What is in flight, then what waits, as it is at the call. */
+  entries(): readonly Entry[] {
+    return [...this.inflight, ...this.queue.slice(this.head).filter((entry) => entry !== undefined)];
+  }
+
+  /** The next `count` entries that wait, without taking them. */
+  ahead(count: number): readonly (Entry | undefined)[] {
+    return this.queue.slice(this.head, this.head + count);
+  }
+
+  /** The next message has been sent; above QoS 0 it counts as in flight from here on. */
+  take(): void {
+    const entry = this.shift();
+    if (!entry || entry.qos === 0) return;
+    this.inflight.add(entry);
+    this.bytes += costOf(entry.message);
+  }
+
+  /** The next message goes unsent. */
+  drop(reason: string): void {
+    const entry = this.shift();
+    if (!entry) return;
+    this.packetIds?.delete(entry.packetId);
+    this.owner.lost(this, entry, reason);
+  }
+
+  /** Gives it the id that it will be sent with: 1 to 65535, none that is in use [MQTT-2.2.1-3]. */
+  number(entry: Entry): void {
+    if (entry.qos === 0 || entry.packetId !== 0) return;
+    const used = (this.packetIds ??= new Set());
+    do this.lastPacketId = this.lastPacketId === 65_535 ? 1 : this.lastPacketId + 1;
+    while (used.has(this.lastPacketId));
+    entry.packetId = this.lastPacketId;
+    used.add(entry.packetId);
+  }
+
+  /** False: it is not, or no longer, in flight. */
+  settle(entry: Entry): boolean {
+    if (!this.inflight.delete(entry)) return false;
+    this.packetIds?.delete(entry.packetId);
+    this.bytes -= costOf(entry.message);
     this.relieve();
     return true;
   }
 
-  /** QoS 0 messages don't wait for a client that is away. */
-  dropQos0(): number {
-    const kept = this.queue.slice(this.head).filter((delivery) => delivery && delivery.qos > 0);
-    const lost = this.queued - kept.length;
-    if (lost > 0) {
+  /** Takes those out that `which` names, in their order: what was in flight first. */
+  extract(which: (entry: Entry, inFlight: boolean) => boolean): Entry[] {
+    const taken = [...this.inflight].filter((entry) => which(entry, true));
+    for (const entry of taken) this.settle(entry);
+    const kept: Entry[] = [];
+    for (const entry of this.queue.slice(this.head)) {
+      if (!entry) continue;
+      if (!which(entry, false)) {
+        kept.push(entry);
+        continue;
+      }
+      taken.push(entry);
+      this.packetIds?.delete(entry.packetId);
+      this.bytes -= costOf(entry.message);
+      if (entry.qos === 0) this.qos0--;
+    }
+    if (kept.length < this.queued) {
       this.queue = kept;
       this.head = 0;
-      this.qos0 = 0;
-      this.bytes = [...this.inflight, ...kept].reduce((sum, each) => sum + (each ? cost(each.message) : 0), 0);
+      this.relieve();
     }
-    return lost;
+    return taken;
+  }
+
+  /** Takes over what an earlier process has left, in its order. What has a packet id counts as sent. */
+  restore(entries: readonly Entry[]): void {
+    for (const entry of entries) {
+      this.bytes += costOf(entry.message);
+      if (entry.packetId === 0) {
+        this.queue.push(entry);
+        continue;
+      }
+      this.inflight.add(entry);
+      (this.packetIds ??= new Set()).add(entry.packetId);
+      this.lastPacketId = entry.packetId;
+    }
   }
 
   /** Resolves when there is room again, or when `release` gives up on it. */
@@ -142,9 +223,9 @@ export class Session {
     for (const go of waiters) go();
   }
 
-  private shift(): Delivery | undefined {
-    const delivery = this.queue[this.head];
-    if (!delivery) return undefined;
+  private shift(): Entry | undefined {
+    const entry = this.queue[this.head];
+    if (!entry) return undefined;
     this.queue[this.head++] = undefined;
     if (this.head === this.queue.length) {
       this.queue = [];
@@ -153,17 +234,25 @@ export class Session {
       this.queue = this.queue.slice(this.head);
       this.head = 0;
     }
-    this.bytes -= cost(delivery.message);
-    if (delivery.qos === 0) this.qos0--;
+    this.bytes -= costOf(entry.message);
+    if (entry.qos === 0) this.qos0--;
     this.relieve();
-    return delivery;
+    return entry;
   }
 
   private relieve(): void {
-    if (this.waiters.length > 0 && !this.over(lowWater)) this.release();
+    if (this.waiters.length > 0 && !this.over(lowWater) && this.qos0 <= maxQos0 * lowWater) this.release();
   }
 }
 
-function cost(message: Message): number {
-  return message.payload.length + message.topic.length + overheadBytes;
+/** Bytes that a message takes in memory, estimated. */
+export function costOf({ payload, topic, properties }: Message): number {
+  return payload.length + topic.length + overheadBytes + (properties ? costOfProperties(properties) : 0);
+}
+
+function costOfProperties(properties: NonNullable<Message["properties"]>): number {
+  const { contentType, responseTopic, correlationData, userProperties } = properties;
+  let bytes = (contentType?.length ?? 0) + (responseTopic?.length ?? 0) + (correlationData?.length ?? 0);
+  for (const [name, value] of userProperties ?? []) bytes += name.length + value.length;
+  return bytes;
 }

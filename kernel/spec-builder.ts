@@ -4,12 +4,12 @@ import { flowOf, type FilterEntry, type PipelineEntry } from "./checks.ts";
 import type { Entry } from "./entry.ts";
 import type { ConfigDocument, FilterKind, PacketType } from "./plugin.ts";
 import { redact } from "./schema-walk.ts";
-import type { CertificatePair, FlowNode, GatewaySpec, KindOrigin, PipelineSpec, ProxySpec } from "./spec.ts";
+import type { FlowNode, GatewaySpec, KindOrigin, ListenerSpec, PipelineSpec, ProxySpec } from "./spec.ts";
 
 /** As the schema has checked them: what the spec holds, but for rules by packet type and times in milliseconds. */
 type ProxyOptions = Omit<
   ProxySpec,
-  "name" | "certificate" | "rules" | "connectTimeoutMs" | "handshakeTimeoutMs" | "faultGraceMs"
+  "name" | "listeners" | "rules" | "connectTimeoutMs" | "handshakeTimeoutMs" | "faultGraceMs"
 > & {
   readonly rules: readonly { readonly when: { readonly packetType: PacketType }; readonly pipeline: string }[];
   readonly connectTimeout: number;
@@ -17,14 +17,11 @@ type ProxyOptions = Omit<
   readonly faultGrace: number;
 };
 
-export function toProxySpec(entry: Entry, certificate: readonly CertificatePair[]): ProxySpec {
+export function toProxySpec(entry: Entry, listeners: readonly ListenerSpec[]): ProxySpec {
   const options = entry.options as unknown as ProxyOptions;
   return {
     name: entry.name,
-    host: options.host,
-    port: options.port,
-    useTLS: options.useTLS,
-    certificate,
+    listeners,
     topicCacheSize: options.topicCacheSize,
     maxAllowedConnection: options.maxAllowedConnection,
     connectionLimit: options.connectionLimit,
@@ -37,7 +34,15 @@ export function toProxySpec(entry: Entry, certificate: readonly CertificatePair[
     maxInWork: options.maxInWork,
     maxInWorkBytes: options.maxInWorkBytes,
     maxInflight: options.maxInflight,
+    maxQos: options.maxQos,
+    maxSessionExpiry: options.maxSessionExpiry,
+    maxKeepAlive: options.maxKeepAlive,
+    topicAliasMaximum: options.topicAliasMaximum,
+    checkPayloadFormat: options.checkPayloadFormat,
+    v5FaultAck: options.v5FaultAck,
+    responseInformation: options.responseInformation,
     queue: options.queue,
+    retained: options.retained,
     connectTimeoutMs: options.connectTimeout * 1000,
     handshakeTimeoutMs: options.handshakeTimeout * 1000,
     faultGraceMs: options.faultGrace * 1000,
@@ -70,7 +75,7 @@ function codeOf(filter: FilterEntry): FilterKind {
 interface GatewayOptions {
   readonly log: { readonly level: string };
   readonly plugins: { readonly dirs: readonly string[] };
-  readonly drain: { readonly timeout: number; readonly rate: number };
+  readonly drain: { readonly timeout: number; readonly rate: number; readonly serverReference?: string };
   readonly history: number;
   readonly hints: readonly string[];
 }
@@ -81,7 +86,11 @@ export function toGatewaySpec(options: Readonly<Record<string, unknown>> | undef
   return {
     log: { level: log?.level ?? "info" },
     plugins: { dirs: (plugins?.dirs ?? []).map((dir) => resolve(folder, dir)) },
-    drain: { timeoutMs: (drain?.timeout ?? 10) * 1000, rate: drain?.rate ?? 1000 },
+    drain: {
+      timeoutMs: (drain?.timeout ?? 10) * 1000,
+      rate: drain?.rate ?? 1000,
+      serverReference: drain?.serverReference,
+    },
     history: history ?? 20,
     hints: hints ?? [],
   };

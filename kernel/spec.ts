@@ -1,5 +1,6 @@
-/** The config's documents once validated: what the gateway is built from. Types only. */
-import type { ConfigDocument, FilterKind, PacketType, ServiceKind } from "./plugin.ts";
+/** The config's documents once validated: what the gateway is built from. */
+import type { ConfigDocument, FilterKind, PacketType, QoS, ServiceKind } from "./plugin.ts";
+import type { QueueLimits } from "./store.ts";
 
 /** Windows of `timePeriod` seconds; 0 = no limit of that sort. A cost may overshoot and is paid back by later windows. */
 export interface RateLimit {
@@ -21,13 +22,46 @@ export interface PresenceSpec {
   readonly pipeline: string;
 }
 
+export interface TcpAddress {
+  /** Undefined = all interfaces, IPv6 and IPv4. */
+  readonly host: string | undefined;
+  /** 0 = any free one. */
+  readonly port: number;
+}
+
+export interface UnixAddress {
+  /** Absolute. */
+  readonly socket: string;
+  /** Permission bits. */
+  readonly mode: number;
+}
+
+export type Address = TcpAddress | UnixAddress;
+
+export interface TlsSpec {
+  /** Never empty; the first serves clients that name no server. */
+  readonly certificate: readonly CertificatePair[];
+  /** PEM, one or more; undefined where no client is asked for a certificate. */
+  readonly clientCA: string | undefined;
+  readonly clientCertificate: "none" | "optional" | "require";
+  readonly usernameFrom: "none" | "cn" | "san";
+}
+
+export interface ListenerSpec {
+  /** Unique in its proxy; `default` is the proxy's own host and port. */
+  readonly name: string;
+  readonly address: Address;
+  readonly proxyProtocol: boolean;
+  /** Undefined = plain. */
+  readonly tls: TlsSpec | undefined;
+  /** The path of a WebSocket; undefined = MQTT without one. */
+  readonly path: string | undefined;
+}
+
 export interface ProxySpec {
   readonly name: string;
-  /** Bind address; undefined = all interfaces, IPv6 and IPv4. */
-  readonly host: string | undefined;
-  readonly port: number;
-  readonly useTLS: boolean;
-  readonly certificate: readonly CertificatePair[];
+  /** At least one, no two of any proxies on one address. */
+  readonly listeners: readonly ListenerSpec[];
   /** Entries of the cache of topic -> matching subscriptions. */
   readonly topicCacheSize: number;
   /** 0 = no limit. */
@@ -47,11 +81,28 @@ export interface ProxySpec {
   readonly maxInWork: number;
   /** Their bytes, likewise. */
   readonly maxInWorkBytes: number;
-  /** QoS 1 deliveries a client may leave unacknowledged before more are sent. */
+  /** QoS 1 and 2 deliveries a client may leave unacknowledged before more are sent. */
   readonly maxInflight: number;
-  /** A session's bound. */
-  readonly queue: { readonly maxMessages: number; readonly maxBytes: number; readonly onFull: "dropOldest" | "fault" };
+  /** The highest QoS that is taken from clients and granted to them. */
+  readonly maxQos: QoS;
+  /** Seconds that a session may outlive its connection; 0xFFFFFFFF = for ever. */
+  readonly maxSessionExpiry: number;
+  /** Seconds; MQTT 5 clients that ask for none, or a longer one, are told this one. 0 = whatever they ask for. */
+  readonly maxKeepAlive: number;
+  /** MQTT 5 topic aliases of one connection, in each direction. */
+  readonly topicAliasMaximum: number;
+  /** Refuse payloads that are not UTF-8 where their format indicator says so. */
+  readonly checkPayloadFormat: boolean;
+  /** What an MQTT 5 client gets for a PUBLISH that met a fault: nothing, or an ack with a reason code. */
+  readonly v5FaultAck: "none" | "reasonCode";
+  /** Told to MQTT 5 clients that ask for it. */
+  readonly responseInformation: string | undefined;
+  /** A session's bound, and that of all of them. */
+  readonly queue: QueueLimits;
+  /** The bound of the retained messages; 0 = none are kept. */
+  readonly retained: { readonly maxMessages: number; readonly maxBytes: number };
   readonly connectTimeoutMs: number;
+  /** For what comes before MQTT: PROXY header, TLS, WebSocket. */
   readonly handshakeTimeoutMs: number;
   /** After a fault (no ack), how long the connection stays open so that other acks can leave. */
   readonly faultGraceMs: number;
@@ -102,6 +153,8 @@ export interface DrainSpec {
   readonly timeoutMs: number;
   /** Clients closed a second, so that they don't all come back, here or to another node, at one moment; 0 = all at once. */
   readonly rate: number;
+  /** Where MQTT 5 clients are sent. */
+  readonly serverReference?: string | undefined;
 }
 
 export interface GatewaySpec {
@@ -114,9 +167,9 @@ export interface GatewaySpec {
   readonly hints: readonly string[];
 }
 
-/** An object of a spec; a filter's name is `pipeline/filter`. */
+/** An object of a spec; a filter's name is `pipeline/filter`, a listener's `proxy/listener`. */
 export interface ObjectRef {
-  readonly family: "proxy" | "filter" | "service";
+  readonly family: "listener" | "filter" | "service";
   readonly name: string;
 }
 
@@ -130,7 +183,12 @@ export interface Spec {
   readonly pipelines: readonly PipelineSpec[];
   readonly services: readonly ServiceSpec[];
   /** `file:line:column > object > field`: what the object was built from, for what goes wrong when it is. */
-  where(object: ObjectRef, field?: readonly (string | number)[]): string;
+  where(object: ObjectRef): string;
   /** Every document with defaults applied and secrets replaced by `***`, for showing. */
   readonly documents: readonly ConfigDocument[];
+}
+
+/** Are retained messages kept? In a proxy without brokerMode the flag is the pipeline's to judge. */
+export function retainAvailable({ brokerMode, retained }: ProxySpec): boolean {
+  return !brokerMode || retained.maxMessages > 0;
 }

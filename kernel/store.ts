@@ -1,14 +1,45 @@
 /**
- * The port behind which sessions, messages and other nodes live, and the in-memory store. Everything is keyed by proxy and
- * client id: sessions of one proxy are never seen through another. Each method may answer at once or with a promise, so
- * that the store in memory costs none and one on disk or behind a network fits the same calls.
+ * The port behind which sessions, messages and other nodes live: types only. Everything is keyed by proxy and client id:
+ * sessions of one proxy are never seen through another. Each method may answer at once or with a promise, so that the
+ * store in memory costs none and one on disk or behind a network fits the same calls.
  */
-import { SluiceError } from "./errors.ts";
-import type { Message, PublishOutcome, QoS, SessionInfo } from "./plugin.ts";
-import { type Delivery, type QueueLimits, Session, type SharedMessage } from "./session.ts";
-import { createTopicIndex } from "./topics.ts";
+import type { Message, PublishOutcome, QoS, SessionInfo, SubscriptionOptions } from "./plugin.ts";
 
-type Awaitable<T> = T | Promise<T>;
+export type Awaitable<T> = T | Promise<T>;
+
+/** A message shared by all its subscribers. */
+export interface StoredMessage extends Message {
+  /** Milliseconds since the epoch; 0 = never. Judged when it is delivered. */
+  readonly expiresAt: number;
+  /** The publishing client; undefined where it came from elsewhere (HTTP). */
+  readonly from: string | undefined;
+  /** Where the sending side keeps its encoded forms, once for all subscribers. */
+  frames: unknown;
+}
+
+/** One message to one session. It is its own token: `settle` takes it back. */
+export interface Delivery {
+  readonly message: StoredMessage;
+  /** min(publish, subscription) [MQTT-3.8.4-8]. */
+  readonly qos: QoS;
+  /** The RETAIN flag to send: retain as published, or 1 for a retained message that a SUBSCRIBE brings [MQTT-3.3.1-8]. */
+  readonly retain: boolean;
+  /** Of every subscription of the session that matches and has one [MQTT-3.3.4-4]. Shared: do not change it. */
+  readonly identifiers: readonly number[];
+  /**
+   * Set by the store before the first `deliver`, unique in the session, and kept where it is sent again on another
+   * connection [MQTT-4.4.0-1]; 0 at QoS 0. A QoS 2 id is as durable as the store is before `deliver` is called.
+   */
+  packetId: number;
+  /** QoS 2: PUBREC has come, so that what is sent again is PUBREL [MQTT-4.3.3-8]. */
+  released: boolean;
+}
+
+/**
+ * What became of one message for one session: first `waiting`, then one of the others. `queued`: its client is away, and
+ * gets it later. `passedOn`: another member of a shared subscription gets it, and is told of in its turn.
+ */
+export type Receipt = "waiting" | "delivered" | "queued" | "refused" | "passedOn";
 
 export interface Store {
   /** `incarnation` changes at every start. */
@@ -16,352 +47,136 @@ export interface Store {
   readonly caps: {
     readonly multiNode: boolean;
     /** What an acknowledged message survives. */
-    readonly ackDurability: "memory" | "fsync" | "quorum-fsync";
+    readonly ackDurability: "memory" | "process" | "fsync" | "quorum-fsync";
   };
   start(): Promise<void>;
   stop(): Promise<void>;
-  /** `durable: false` = QoS 1 can't be accepted now. */
+  /** `durable: false` = QoS 1 and 2 can't be accepted now. */
   health(): { readonly live: boolean; readonly durable: boolean; readonly reasons: readonly string[] };
+  /** The proxy's sessions; of a name that was opened before, the same ones, under the new options. */
   open(proxy: string, options: StoreOptions): ProxyStore;
 }
 
+/** Read at each use, so that they may change. */
 export interface StoreOptions {
-  /** Read at each use, so that it may change. */
   readonly queue: QueueLimits;
+  /** What is kept for clients that subscribe later; beyond it a message is delivered, but not retained. 0 = none is. */
+  readonly retained: { readonly maxMessages: number; readonly maxBytes: number };
+  /** Read once. */
   readonly topicCacheSize: number;
-  /** Called with what a session lost and why: `queue_full`, `qos0_busy`, `qos0_offline`. */
+  /**
+   * Called with what a session lost and why: `queue_full`, `qos0_busy`, `qos0_offline`, `expired`, `session_ended`; or with
+   * `retained_full`, a message that was delivered but not retained.
+   */
   onDropped(reason: string, count: number): void;
   now(): number;
+}
+
+export interface QueueLimits {
+  /** Of one session. */
+  readonly maxMessages: number;
+  readonly maxBytes: number;
+  /** Of all sessions and retained messages of the proxy; beyond it QoS 1 and 2 are a fault, and QoS 0 is dropped. */
+  readonly maxTotalBytes: number;
+  /** `fault`: the publisher gets no ack. `dropOldest`: the session loses its oldest message, counted. */
+  readonly onFull: "dropOldest" | "fault";
+}
+
+export interface PublishOptions {
+  /** The publishing client: it never waits for itself, and a `noLocal` subscription of its own does not match. */
+  readonly from?: string | undefined;
+  /**
+   * QoS 2 from a client: the packet id to add to `from`'s `inbound`, durable together with the message or not at all. With
+   * it neither a crash between the two nor a store that fails can lose the message or make it two.
+   */
+  readonly packetId?: number | undefined;
+  /** Called with `waiting` before the publish answers, and once more for each session, when it is known what became of it. */
+  readonly receipts?: ((clientId: string, outcome: Receipt) => void) | undefined;
 }
 
 /** The sessions and messages of one proxy. */
 export interface ProxyStore {
   /**
-   * To every session with a matching subscription. At QoS 1 it resolves once the message is as safe as `ackDurability`
-   * says, and waits while a connected subscriber's queue is crowded. `from` is the publishing client: it never waits for
-   * itself. Throws QUEUE_FULL, and no session got it, where the queue of a connected subscriber is full, or that of an
-   * absent one under `onFull: fault`; else an absent one loses its oldest message.
+   * To every session with a matching subscription, to one member of each shared one; with RETAIN set it also becomes the
+   * topic's retained message, or clears it where it is empty. Above QoS 0 it resolves once the message is as safe as
+   * `ackDurability` says, and waits while a connected subscriber's queue is crowded. Throws QUEUE_FULL, and no session got
+   * it, where the queue of a connected subscriber is full, or that of an absent one under `onFull: fault` (else an absent
+   * one loses its oldest message), or where `maxTotalBytes` are held; STORE_FAILED where it could not be made safe.
    */
-  publish(message: Message, options?: { from?: string }): Awaitable<PublishOutcome>;
+  publish(message: Message, options?: PublishOptions): Awaitable<PublishOutcome>;
+  /** To one session, whatever it has subscribed to, as {@link publish}; `matched` is 0 where there is none. */
+  publishTo(clientId: string, message: Message, options?: PublishOptions): Awaitable<PublishOutcome>;
   /** CONNECT: makes or resumes the session and takes it over from the connection that has it, which hears `onLost`. */
-  acquire(client: {
-    clientId: string;
-    clean: boolean;
-    info: { username: string | undefined; address: string };
-    onLost: (why: "takenOver" | "removed") => void;
-  }): Awaitable<SessionHandle>;
+  acquire(client: Acquisition): Awaitable<SessionHandle>;
   query(): Awaitable<readonly SessionInfo[]>;
   /** Forgets the session; its connection hears `onLost`. */
   remove(clientId: string): Awaitable<boolean>;
-  readonly counts: { readonly sessions: number; readonly subscriptions: number };
+  readonly counts: StoreCounts;
+}
+
+export interface Acquisition {
+  readonly clientId: string;
+  /** Forget the session that there is [MQTT-3.1.2-4]. */
+  readonly cleanStart: boolean;
+  /** Seconds that the session outlives its connection; 0 = it ends with it, {@link SessionExpiry} 0xFFFFFFFF = never. */
+  readonly expirySec: SessionExpiry;
+  readonly info: { readonly username: string | undefined; readonly address: string };
+  readonly onLost: (why: "takenOver" | "removed") => void;
+}
+
+/** Seconds, 0 to 0xFFFFFFFF [MQTT-3.1.2.11.2]. A client of 3.1.1 has 0 with a clean session, else 0xFFFFFFFF. */
+export type SessionExpiry = number;
+
+export interface StoreCounts {
+  readonly sessions: number;
+  readonly subscriptions: number;
+  /** Deliveries that wait or are in flight, of all sessions. */
+  readonly queued: number;
+  /** Bytes of messages held, each counted once however many sessions wait for it. */
+  readonly queuedBytes: number;
+  readonly retained: number;
+  readonly retainedBytes: number;
 }
 
 /** One connection's hold on a session. After `onLost` or `close` every call does nothing. */
 export interface SessionHandle {
   /** A stored session was resumed [MQTT-3.2.2-2]. */
   readonly present: boolean;
-  readonly subscriptions: ReadonlyMap<string, QoS>;
+  /** By topic filter, `$share/group/` included. */
+  readonly subscriptions: ReadonlyMap<string, SubscriptionOptions>;
   /** In effect (and as durable as the store is) once it answers: before the SUBACK. */
-  subscribe(topicFilter: string, qos: QoS): Awaitable<void>;
-  unsubscribe(topicFilter: string): Awaitable<void>;
+  subscribe(topicFilter: string, options: SubscriptionOptions): Awaitable<{ readonly isNew: boolean }>;
+  /**
+   * After the SUBACK: delivers the retained messages that match, as the subscription's `retainHandling` says
+   * [MQTT-3.3.1-9]; none for a shared one. Waits where the queue is crowded. @param isNew what `subscribe` answered
+   */
+  deliverRetained(topicFilter: string, isNew: boolean): Awaitable<void>;
+  /** Answers whether there was such a subscription. What is queued for it is still delivered [MQTT-3.10.4-3]. */
+  unsubscribe(topicFilter: string): Awaitable<boolean>;
   /**
    * Starts the deliveries: those in flight when the last connection ended come first (`again`), in their order and with
-   * their packet ids. `deliver` gets at most as many QoS 1 messages as there is credit, and answers false where it has no
-   * room: the message was not taken, and none follows until `resume`.
+   * their packet ids; of a released one what is sent again is its PUBREL. `deliver` gets at most as many QoS 1 and 2
+   * messages as there is credit, and answers false where it has no room: the message was not taken, and none follows until
+   * `resume`.
    */
   attach(deliver: (delivery: Delivery, again: boolean) => boolean, credit: number): void;
   resume(): void;
-  /** PUBACK: the message is the client's now; gives one credit back. */
+  /** PUBACK, PUBCOMP, or PUBREC with an error: the message is the client's now; gives one credit back. */
   settle(delivery: Delivery): void;
-  close(): Awaitable<void>;
-}
-
-/** The subscriptions of one session; the SUBSCRIBE that goes beyond gets 0x80. */
-export const maxSubscriptions = 10_000;
-
-/** Sessions that nobody is connected to; a CONNECT that would add one beyond is refused. */
-const maxAbsentSessions = 1_000_000;
-
-/** A connected subscriber that settles nothing for this long counts as absent: it no longer slows its publishers down. */
-const stalledAfterMs = 5000;
-
-/** How long a publish waits for a crowded subscriber before it takes what room is left. */
-const crowdedWaitMs = 10_000;
-
-interface Held {
-  readonly session: Session;
-  handle: MemoryHandle | undefined;
-  info: { username: string | undefined; address: string };
-  connectedAt: number;
-  settledAt: number;
-}
-
-/** The store of a single node with nothing to keep over a restart. */
-export function createMemoryStore(node: { id: string; incarnation: string }): Store {
-  let closed = false;
-  return {
-    node,
-    caps: { multiNode: false, ackDurability: "memory" },
-    start: () => Promise.resolve(),
-    stop() {
-      closed = true;
-      return Promise.resolve();
-    },
-    health: () => ({ live: !closed, durable: !closed, reasons: closed ? ["the store is closed"] : [] }),
-    open(proxy, options) {
-      return openProxy(proxy, options, () => {
-        if (closed) throw new SluiceError("STORE_CLOSED", `the session store is closed; ${proxy} takes no messages`);
-      });
-    },
+  /** PUBREC: as durable as the store is once it answers, before the PUBREL is sent. */
+  release(delivery: Delivery): Awaitable<void>;
+  /** The ids of QoS 2 messages from the client between PUBLISH and PUBREL. They live as long as the session. */
+  readonly inbound: {
+    has(packetId: number): boolean;
+    /**
+     * Durable once it answers, before the PUBREC. With a message that is stored, give {@link PublishOptions.packetId}.
+     * It works after `onLost` and `close` too, as long as there is the session: the pipeline may take longer than the
+     * connection lasts, and the client sends the message again on its next one.
+     */
+    add(packetId: number): Awaitable<void>;
+    /** Durable once it answers, before the PUBCOMP: the client may use the id anew after that. */
+    delete(packetId: number): Awaitable<void>;
   };
-}
-
-function openProxy(proxy: string, options: StoreOptions, check: () => void): ProxyStore {
-  const sessions = new Map<string, Held>();
-  const index = createTopicIndex<Held, QoS>({ prefer: higher, cacheSize: options.topicCacheSize });
-  let absent = 0;
-
-  function forget(held: Held): void {
-    for (const topicFilter of held.session.subscriptions.keys()) index.delete(topicFilter, held);
-    if (sessions.get(held.session.clientId) === held) sessions.delete(held.session.clientId);
-    held.session.release();
-  }
-
-  function keepsUp(held: Held): boolean {
-    return held.handle !== undefined && options.now() - held.settledAt < stalledAfterMs;
-  }
-
-  async function waitFor(
-    held: Held,
-    message: Message,
-    from: string | undefined,
-    until: number,
-  ): Promise<PublishOutcome> {
-    const timer = setTimeout(() => held.session.release(), stalledAfterMs);
-    await held.session.room();
-    clearTimeout(timer);
-    return publish(message, from, until);
-  }
-
-  function publish(message: Message, from: string | undefined, until = 0): Awaitable<PublishOutcome> {
-    check();
-    const hits = index.match(message.topic);
-    if (hits.length === 0) return { matched: 0, connected: 0, durable: true };
-    if (message.qos > 0) {
-      for (const { key: held, value } of hits) {
-        if (value === 0 || !held.session.isCrowded()) continue;
-        const waits = keepsUp(held);
-        // A client that publishes to itself must not wait for acks that stand behind its own packets.
-        if (waits && held.session.clientId !== from && (until === 0 || options.now() < until)) {
-          return waitFor(held, message, from, until || options.now() + crowdedWaitMs);
-        }
-        if (held.session.isFull(message) && (waits || options.queue.onFull === "fault")) {
-          throw new SluiceError(
-            "QUEUE_FULL",
-            `the queue of ${held.session.clientId} on ${proxy} is full; the message was not accepted`,
-          );
-        }
-      }
-    }
-    const shared: SharedMessage = { ...message, payload: unpinned(message.payload), frames: undefined };
-    let connected = 0;
-    for (const { key: held, value } of hits) {
-      const delivery: Delivery = { message: shared, qos: value < message.qos ? value : message.qos, packetId: 0 };
-      if (held.handle) {
-        connected++;
-        held.handle.offer(delivery);
-      } else if (delivery.qos === 0) {
-        options.onDropped("qos0_offline", 1);
-      } else {
-        const lost = held.session.push(delivery);
-        if (lost > 0) options.onDropped("queue_full", lost);
-      }
-    }
-    return { matched: hits.length, connected, durable: true };
-  }
-
-  return {
-    publish: (message, { from } = {}) => publish(message, from),
-    acquire({ clientId, clean, info, onLost }) {
-      check();
-      const old = sessions.get(clientId);
-      if (!old?.handle && !clean && !old && absent >= maxAbsentSessions) {
-        throw new SluiceError("QUEUE_FULL", `${proxy} keeps ${absent} sessions of absent clients, its limit`);
-      }
-      if (old?.handle) old.handle.lose("takenOver");
-      else if (old) absent--;
-      const resumed = old && !clean && !old.session.clean;
-      if (old && !resumed) forget(old);
-      const now = options.now();
-      const held: Held = resumed
-        ? old
-        : {
-            session: new Session(clientId, clean, options),
-            handle: undefined,
-            info,
-            connectedAt: now,
-            settledAt: now,
-          };
-      held.info = info;
-      held.connectedAt = held.settledAt = now;
-      sessions.set(clientId, held);
-      const handle: MemoryHandle = createHandle(held, {
-        present: resumed === true,
-        subscribe(topicFilter, qos) {
-          held.session.subscriptions.set(topicFilter, qos);
-          index.set(topicFilter, held, qos);
-        },
-        unsubscribe(topicFilter) {
-          if (held.session.subscriptions.delete(topicFilter)) index.delete(topicFilter, held);
-        },
-        dropped: (reason, count) => options.onDropped(reason, count),
-        settled() {
-          held.settledAt = options.now();
-        },
-        closed() {
-          held.handle = undefined;
-          held.session.release();
-          if (held.session.clean) {
-            forget(held);
-            return;
-          }
-          const lost = held.session.dropQos0();
-          if (lost > 0) options.onDropped("qos0_offline", lost);
-          absent++;
-        },
-        lost(why) {
-          held.handle = undefined;
-          held.session.release();
-          onLost(why);
-        },
-      });
-      held.handle = handle;
-      return handle;
-    },
-    query() {
-      return [...sessions.values()]
-        .map(({ session, handle, info, connectedAt }) => ({
-          clientId: session.clientId,
-          connected: handle !== undefined,
-          clean: session.clean,
-          username: info.username,
-          address: handle ? info.address : undefined,
-          connectedAt,
-          subscriptions: [...session.subscriptions].map(([topicFilter, qos]) => ({ topicFilter, qos })),
-          queued: session.queued,
-          inflight: session.inflight.size,
-        }))
-        .toSorted((a, b) => (a.clientId < b.clientId ? -1 : 1));
-    },
-    remove(clientId) {
-      const held = sessions.get(clientId);
-      if (!held) return false;
-      const { handle } = held;
-      if (!handle) absent--;
-      forget(held);
-      handle?.lose("removed");
-      return true;
-    },
-    get counts() {
-      return { sessions: sessions.size, subscriptions: index.size };
-    },
-  };
-}
-
-interface MemoryHandle extends SessionHandle {
-  /** A new message: sent at once where nothing waits in front of it, else queued. */
-  offer(delivery: Delivery): void;
-  lose(why: "takenOver" | "removed"): void;
-}
-
-function createHandle(
-  { session }: Held,
-  owner: {
-    present: boolean;
-    subscribe(topicFilter: string, qos: QoS): void;
-    unsubscribe(topicFilter: string): void;
-    dropped(reason: string, count: number): void;
-    settled(): void;
-    closed(): void;
-    lost(why: "takenOver" | "removed"): void;
-  },
-): MemoryHandle {
-  let deliver: ((delivery: Delivery, again: boolean) => boolean) | undefined;
-  let resend: Delivery[] = [];
-  let credit = 0;
-  let open = true;
-
-  /** Sends what waits, oldest first, as far as credit and the connection's room go. */
-  function pump(): void {
-    for (;;) {
-      // A connection that breaks inside `deliver` takes it away.
-      if (!deliver) return;
-      const [again] = resend;
-      if (again) {
-        if (!deliver(again, true)) return;
-        resend.shift();
-        continue;
-      }
-      const next = session.peek();
-      if (!next || (next.qos > 0 && credit <= 0) || !deliver(next, false)) return;
-      if (next.qos > 0) credit--;
-      session.take();
-    }
-  }
-
-  return {
-    present: owner.present,
-    subscriptions: session.subscriptions,
-    subscribe(topicFilter, qos) {
-      if (open) owner.subscribe(topicFilter, qos);
-    },
-    unsubscribe(topicFilter) {
-      if (open) owner.unsubscribe(topicFilter);
-    },
-    attach(to, granted) {
-      if (!open) return;
-      resend = [...session.inflight];
-      // Below zero where the window has shrunk since: what is in flight is resent, and nothing new until it fits again.
-      credit = granted - resend.length;
-      deliver = to;
-      pump();
-    },
-    resume() {
-      if (open) pump();
-    },
-    settle(delivery) {
-      if (!open || !session.settle(delivery)) return;
-      owner.settled();
-      credit++;
-      pump();
-    },
-    offer(delivery) {
-      // Nothing in flight: from here on it has something to settle.
-      if (session.inflight.size === 0) owner.settled();
-      const lost = session.push(delivery);
-      if (lost > 0) owner.dropped(delivery.qos === 0 ? "qos0_busy" : "queue_full", lost);
-      pump();
-    },
-    close() {
-      if (!open) return;
-      open = false;
-      deliver = undefined;
-      owner.closed();
-    },
-    lose(why) {
-      if (!open) return;
-      open = false;
-      deliver = undefined;
-      owner.lost(why);
-    },
-  };
-}
-
-/** A payload is a view on all the bytes that were read with it; a queue must not keep those alive. */
-function unpinned(payload: Buffer): Buffer {
-  return payload.buffer.byteLength > 2 * payload.length + 64 ? Buffer.from(payload) : payload;
-}
-
-function higher(a: QoS, b: QoS): QoS {
-  return a > b ? a : b;
+  /** The connection ended. @param expirySec a new session expiry, which DISCONNECT may bring [MQTT-3.14.2-2] */
+  close(expirySec?: SessionExpiry): Awaitable<void>;
 }

@@ -28,13 +28,28 @@ export function topicNameProblem(topic: string): string | undefined {
 }
 
 /**
- * Why `filter` is not a valid topic filter; undefined = it is one. Beyond MQTT's rules it may have at most
- * {@link maxFilterLevels} levels, and shared subscriptions are refused until they are served.
+ * Why `filter` is not a valid topic filter, which may be `$share/group/filter`; undefined = it is one. Beyond MQTT's rules
+ * it may have at most {@link maxFilterLevels} levels.
  */
 export function topicFilterProblem(filter: string): string | undefined {
   const problem = stringProblem("a topic filter", filter);
   if (problem !== undefined) return problem;
-  if (filter.startsWith(sharedPrefix)) return "shared subscriptions ($share/...) are not served yet";
+  if (!filter.startsWith(sharedPrefix)) return levelsProblem(filter);
+  const shared = parseShared(filter);
+  if (!shared) return "a shared subscription is $share/group/filter, none of them empty [MQTT-4.8.2-1]";
+  if (/[+#]/.test(shared.group)) return "the group of a shared subscription must not contain + or # [MQTT-4.8.2-2]";
+  return levelsProblem(shared.topicFilter);
+}
+
+/** The two parts of `$share/group/filter`; undefined where it is no shared subscription, or a part is missing. */
+export function parseShared(filter: string): { group: string; topicFilter: string } | undefined {
+  if (!filter.startsWith(sharedPrefix)) return undefined;
+  const end = filter.indexOf("/", sharedPrefix.length);
+  if (end <= sharedPrefix.length || end === filter.length - 1) return undefined;
+  return { group: filter.slice(sharedPrefix.length, end), topicFilter: filter.slice(end + 1) };
+}
+
+function levelsProblem(filter: string): string | undefined {
   let levels = 1;
   for (let at = 0; at < filter.length; at++) {
     const char = filter.charCodeAt(at);

@@ -12,11 +12,16 @@ export const invalidJson = "invalid json data from request body";
  */
 const drainBytes = 8 * 1024 * 1024;
 
-/** The body as a JSON object. Throws 400 for anything else and 413 for more than `limit` bytes. */
-export async function readObject(ctx: ParameterizedContext, limit: number): Promise<Record<string, unknown>> {
+/** The body as JSON, undefined for what is none. Throws 413 for more than `limit` bytes. */
+export async function readJson(ctx: ParameterizedContext, limit: number): Promise<unknown> {
   const bytes = await readBody(ctx, limit);
   // JSON.parse would see U+FFFD in the place of bytes that aren't UTF-8, and a payload would change unnoticed.
-  const value = isUtf8(bytes) ? parse(bytes.toString()) : undefined;
+  return isUtf8(bytes) ? parse(bytes.toString()) : undefined;
+}
+
+/** The body as a JSON object. Throws 400 for anything else and 413 for more than `limit` bytes. */
+export async function readObject(ctx: ParameterizedContext, limit: number): Promise<Record<string, unknown>> {
+  const value = await readJson(ctx, limit);
   if (typeof value !== "object" || value === null || Array.isArray(value)) throw problem(400, invalidJson);
   return value as Record<string, unknown>;
 }

@@ -9,9 +9,11 @@ const statusOfCode: Readonly<Record<string, number>> = {
   TOPIC_INVALID: 400,
   QUEUE_FULL: 503,
   STORE_CLOSED: 503,
+  STORE_FAILED: 503,
   CONFIG_INVALID: 400,
   CONFIG_NOT_FOUND: 404,
   CONFIG_READ_ONLY: 409,
+  RESTART_NEEDED: 409,
   CONFIG_CONFLICT: 412,
   // Valid, and yet it could not be built: a port is taken, a folder can't be written.
   FILTER_CREATE_FAILED: 422,
@@ -40,12 +42,25 @@ export function problem(status: number, message: string, problems?: readonly Det
 
 /** Turns what a handler threw into the answer. Only what is no caller's fault is logged, and it is never shown. */
 export function sendProblem(ctx: ParameterizedContext, error: unknown, log: Logger): void {
+  const described = describeProblem(error, ctx, log);
+  ctx.status = described.code;
+  if (described.code === 503) ctx.set("Retry-After", "1");
+  send(ctx, described);
+}
+
+/** What an answer says of an error, whole or as one of several results. */
+export interface DescribedProblem {
+  readonly code: number;
+  readonly message: string;
+  readonly problems?: readonly Detail[];
+}
+
+/** An error of our own is logged here. */
+export function describeProblem(error: unknown, ctx: ParameterizedContext, log: Logger): DescribedProblem {
   const { status, message } = describe(error);
   if (status === 500) log.error({ err: error, method: ctx.method, path: ctx.path }, "an HTTP request failed");
-  ctx.status = status;
-  if (status === 503) ctx.set("Retry-After", "1");
   const problems = status === 500 ? undefined : problemsOf(error);
-  send(ctx, { code: status, message, ...(problems && { problems }) });
+  return { code: status, message, ...(problems && { problems }) };
 }
 
 /** All that is wrong with a config, as the kernel lists it or as `problem` was given it. */

@@ -1,75 +1,102 @@
-/** POST /mqttproxy/:name/topics/publish: a backend's message to a proxy's subscribers. */
-import type { Host } from "@sluice/kernel";
-import { invalidJson, readObject } from "./body.ts";
+/** POST /mqttproxy/:name/topics/publish: a backend's messages to a proxy's subscribers, or to one client. */
+import type { ParameterizedContext } from "koa";
+import type { Host, PublishOutcome } from "@sluice/kernel";
+import { invalidJson, readJson } from "./body.ts";
 import { send } from "./negotiate.ts";
-import { problem } from "./problem.ts";
+import { describeProblem, problem } from "./problem.ts";
+import { type PublishItem, readPublishItem } from "./publish-request.ts";
 import type { Route } from "./route.ts";
 
-type Field = "topic" | "qos" | "payload" | "base64" | "retain";
+/** Messages of one request. */
+const maxItems = 10_000;
+
+const usualWaitMs = 5_000;
+/** Below the time after which a socket on which nothing moves is closed. */
+const maxWaitMs = 60_000;
 
 export function publishRoutes(host: Host, maxBodyBytes: number): Route[] {
+  async function publish(
+    proxy: string,
+    { message, clientId }: PublishItem,
+    waitMs: number | undefined,
+  ): Promise<object> {
+    return answerOf(await host.publish(proxy, message, { clientId, waitMs }));
+  }
+
+  /**
+   * Each has its own result. Those to one topic, or one client, go out one after the other, so that their order holds; the
+   * others side by side.
+   */
+  async function publishAll(ctx: ParameterizedContext, proxy: string, items: readonly unknown[], waitMs?: number) {
+    const last = new Map<string, Promise<unknown>>();
+    const results = items.map((given): Promise<object> => {
+      const work = async (): Promise<object> => publish(proxy, itemOf(given, waitMs), waitMs);
+      const lane = laneOf(given);
+      // What is waited for has been handed out before the wait begins.
+      const done = waitMs === undefined ? (last.get(lane) ?? Promise.resolve()).then(work) : work();
+      const result = done.catch((error: unknown) => describeProblem(error, ctx, host.log));
+      last.set(lane, result);
+      return result;
+    });
+    const all = await Promise.all(results);
+    ctx.status = all.some((each) => "code" in each) ? 207 : 200;
+    send(ctx, all);
+  }
+
   return [
     {
       method: "POST",
       path: "/mqttproxy/:name/topics/publish",
-      summary: 'publish {"topic", "qos", "payload", "base64"} to the subscribers of a proxy',
+      summary: "publish a message, or a list of them, to the subscribers of a proxy or to one client",
       async handle(ctx) {
         const name = ctx.params["name"]!;
         if (!host.proxies.get(name)) throw problem(404, `no proxy is named ${JSON.stringify(name)}`);
-        const body = await readObject(ctx, maxBodyBytes);
-        const topic = read(body, "topic", "string") ?? "";
-        const qos = read(body, "qos", "number") ?? 0;
-        const text = read(body, "payload", "string") ?? "";
-        const base64 = read(body, "base64", "boolean") ?? false;
-        // `distributed`, by which Easegress' nodes tell each other to deliver locally, and unknown fields are ignored.
-        if (!Number.isInteger(qos)) throw problem(400, `${invalidJson}: qos must be an integer`);
-        if (qos !== 0 && qos !== 1) {
-          throw problem(
-            400,
-            qos === 2
-              ? "qos 2 is not supported yet: choose 0 or 1"
-              : "qos of MQTT is 0, 1, 2, and choose 1 for most cases",
-          );
+        const waitMs = wantedWait(ctx);
+        const body = await readJson(ctx, maxBodyBytes);
+        if (!Array.isArray(body)) {
+          send(ctx, await publish(name, itemOf(body, waitMs), waitMs));
+        } else if (body.length > maxItems) {
+          throw problem(400, `a list may have ${maxItems} messages, not ${body.length}`);
+        } else {
+          await publishAll(ctx, name, body, waitMs);
         }
-        if (read(body, "retain", "boolean")) {
-          throw problem(400, "retained messages are not supported yet: leave retain out, or make it false");
-        }
-        if (!topic.isWellFormed() || !text.isWellFormed()) {
-          throw problem(400, "topic and payload must not hold half a surrogate pair: send binary data as base64");
-        }
-        const payload = base64 ? decodeBase64(text) : Buffer.from(text);
-        if (!payload) throw problem(400, "base64 set to true, but payload decode failed");
-        const { matched, connected } = await host.publish(name, { topic, payload, qos, retain: false });
-        send(ctx, { matched, connected });
       },
     },
   ];
 }
 
-interface TypeOf {
-  string: string;
-  number: number;
-  boolean: boolean;
+function answerOf({ matched, connected, receipts, receiptCounts }: PublishOutcome): object {
+  const clients = receipts?.map(({ clientId, outcome }) => ({ clientID: clientId, outcome }));
+  return { matched, connected, ...(clients && { clients, outcomes: receiptCounts }) };
 }
 
-/** One field of the body; undefined where it is absent or null. Keys count in any case, as they do in Easegress (Go). */
-function read<T extends keyof TypeOf>(body: Record<string, unknown>, field: Field, type: T): TypeOf[T] | undefined {
-  let value = Object.hasOwn(body, field) ? body[field] : undefined;
-  if (value === undefined) {
-    for (const key in body) if (key.toLowerCase() === field) value = body[key];
-    if (value === undefined) return undefined;
+function itemOf(given: unknown, waitMs: number | undefined): PublishItem {
+  if (typeof given !== "object" || given === null || Array.isArray(given)) throw problem(400, invalidJson);
+  const item = readPublishItem(given as Record<string, unknown>);
+  if (waitMs !== undefined && item.message.qos === 0) {
+    throw problem(400, "wait=acked needs qos 1 or 2: nothing acknowledges a message of qos 0");
   }
-  if (value === null) return undefined;
-  if (typeof value !== type) throw problem(400, `${invalidJson}: ${field} must be a ${type}`);
-  return value as TypeOf[T];
+  return item;
 }
 
-/** Standard alphabet with padding, line breaks allowed (`base64` prints them); undefined for anything else. */
-function decodeBase64(text: string): Buffer | undefined {
-  const packed = text.includes("\n") || text.includes("\r") ? text.replace(/[\r\n]/g, "") : text;
-  // Buffer.from skips what it doesn't know and takes URL-safe characters, so it can't be asked whether the text is valid.
-  const padding = packed.endsWith("==") ? 2 : packed.endsWith("=") ? 1 : 0;
-  const digits = packed.slice(0, packed.length - padding);
-  if (packed.length % 4 !== 0 || /[^A-Za-z0-9+/]/.test(digits)) return undefined;
-  return Buffer.from(packed, "base64");
+function laneOf(given: unknown): string {
+  const { topic, clientID } = (typeof given === "object" && given !== null ? given : {}) as Record<string, unknown>;
+  return typeof clientID === "string" ? `client ${clientID}` : `topic ${typeof topic === "string" ? topic : ""}`;
+}
+
+/** Of `?wait=acked&timeout=5s` the milliseconds; undefined where nobody waits. */
+function wantedWait(ctx: ParameterizedContext): number | undefined {
+  const [wait, timeout] = ["wait", "timeout"].map((name) => [ctx.query[name]].flat().at(-1));
+  if (wait === undefined) {
+    if (timeout !== undefined) throw problem(400, "timeout goes with wait=acked");
+    return undefined;
+  }
+  if (wait !== "acked") throw problem(400, "wait must be acked");
+  if (timeout === undefined) return usualWaitMs;
+  const parts = /^(\d{1,6}(?:\.\d{1,3})?)(ms|s)?$/.exec(timeout);
+  const ms = parts ? Number(parts[1]) * (parts[2] === "ms" ? 1 : 1000) : 0;
+  if (!(ms > 0 && ms <= maxWaitMs)) {
+    throw problem(400, `timeout must be a time such as 5s or 500ms, at most ${maxWaitMs / 1000}s`);
+  }
+  return ms;
 }

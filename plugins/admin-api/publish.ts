@@ -3,6 +3,7 @@ import { parseArgs } from "node:util";
 import { apiHelp, exit, failure, openApi } from "./api.ts";
 import { defineCommand } from "./command.ts";
 import { readInput } from "./input.ts";
+import { formatTable, printable } from "./table.ts";
 
 const help = `Usage: sluice publish <proxy> <topic> [payload] [options]
 
@@ -10,9 +11,13 @@ Send a message to the clients that are subscribed to a topic of a proxy. Without
 to its end, from standard input; binary data arrives as it is.
 
 Options:
-  -q, --qos 0|1       quality of service (default 0)
+  -q, --qos 0|1|2     quality of service (default 0)
   -f, --file FILE     the payload is FILE's content ("-": standard input)
   --base64            the payload given is base64: send what it stands for
+  -r, --retain        also keep it for clients that subscribe later (an empty payload: forget what is kept)
+  --client ID         send it to this client alone, whatever it has subscribed to
+  --wait SECONDS      wait, at most so long, until clients have acknowledged it, and say what became of it for each;
+                      needs --qos 1 or 2; exits with 1 where one of them did not get it
 ${apiHelp}
 
 Examples:
@@ -31,6 +36,9 @@ export default defineCommand("send a message to a proxy's subscribers", help, as
       qos: { type: "string", short: "q", default: "0" },
       file: { type: "string", short: "f" },
       base64: { type: "boolean", default: false },
+      retain: { type: "boolean", short: "r", default: false },
+      client: { type: "string" },
+      wait: { type: "string" },
       api: { type: "string" },
       json: { type: "boolean", default: false },
     },
@@ -45,23 +53,42 @@ export default defineCommand("send a message to a proxy's subscribers", help, as
   if (given !== undefined && values.file !== undefined) {
     throw failure(exit.usage, "sluice publish takes a payload or --file, not both.");
   }
-  if (values.qos !== "0" && values.qos !== "1") throw failure(exit.usage, `--qos must be 0 or 1, not "${values.qos}".`);
+  if (!["0", "1", "2"].includes(values.qos)) throw failure(exit.usage, `--qos must be 0, 1 or 2, not "${values.qos}".`);
+  if (values.wait !== undefined && !/^\d+(\.\d+)?$/.test(values.wait)) {
+    throw failure(exit.usage, `--wait must be a number of seconds, not "${values.wait}".`);
+  }
 
   const api = openApi(values.api, io);
   const payload =
     given === undefined ? await readInput(values.file ?? "-", "the payload", maxPayloadBytes, io) : Buffer.from(given);
-  const answer = await api.request("POST", `/mqttproxy/${encodeURIComponent(proxy)}/topics/publish`, {
+  const wait = values.wait === undefined ? "" : `?wait=acked&timeout=${values.wait}s`;
+  const answer = (await api.request("POST", `/mqttproxy/${encodeURIComponent(proxy)}/topics/publish${wait}`, {
     topic,
     qos: Number(values.qos),
     payload: values.base64 ? payload.toString().replace(/\s/g, "") : payload.toString("base64"),
     base64: true,
-  });
-  io.stdout.write(`${values.json ? JSON.stringify(answer) : describe(answer)}\n`);
-  return exit.done;
+    retain: values.retain,
+    ...(values.client !== undefined && { clientID: values.client }),
+  })) as PublishAnswer;
+  io.stdout.write(`${values.json ? JSON.stringify(answer) : describe(answer, values.client)}\n`);
+  const { refused = 0, timeout = 0 } = answer.outcomes ?? {};
+  return refused + timeout === 0 ? exit.done : exit.refused;
 });
 
-function describe(answer: unknown): string {
-  const { matched, connected } = answer as { matched: number; connected: number };
-  if (matched === 0) return "no session is subscribed to this topic";
-  return `${matched} ${matched === 1 ? "session" : "sessions"} matched, ${connected} connected`;
+interface PublishAnswer {
+  readonly matched: number;
+  readonly connected: number;
+  readonly clients?: readonly { readonly clientID: string; readonly outcome: string }[];
+  readonly outcomes?: Readonly<Record<string, number>>;
+}
+
+function describe({ matched, connected, clients }: PublishAnswer, client: string | undefined): string {
+  if (matched === 0) {
+    return client === undefined
+      ? "no session is subscribed to this topic"
+      : `no session has the client id ${printable(client)}`;
+  }
+  const summary = `${matched} ${matched === 1 ? "session" : "sessions"} matched, ${connected} connected`;
+  const rows = clients?.map(({ clientID, outcome }) => [clientID, outcome]) ?? [];
+  return rows.length === 0 ? summary : `${summary}\n${formatTable([["CLIENT", "OUTCOME"], ...rows]).trimEnd()}`;
 }

@@ -21,7 +21,7 @@ test("A03, L21, L26: SUBACK has one code for each topic filter, UNSUBSCRIBE is a
   client.send({ cmd: "subscribe", messageId: 9, subscriptions: topics.map(([topic, qos]) => ({ topic, qos })) });
   const suback = await client.expect("suback");
   assert.equal(suback.messageId, 9);
-  assert.deepEqual(suback.granted, [0, 1, 1, 0x80, 0x80, 1]);
+  assert.deepEqual(suback.granted, [0, 1, 2, 0x80, 0x80, 1]);
   client.send({ cmd: "unsubscribe", messageId: 10, unsubscriptions: ["never/subscribed", "zero"] });
   assert.equal((await client.expect("unsuback")).messageId, 10);
 });

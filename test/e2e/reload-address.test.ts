@@ -159,13 +159,13 @@ test("a swap that is given up leaves each port with its owner, and what was boun
   assert.deepEqual(await proxyAt(t, gateway, a), ["two"]);
 });
 
-test("a renamed proxy whose port the system chose keeps it where the new name asks for that very port", async (t) => {
+test("a port that the system chose for one proxy is nobody else's while that one counts on it", async (t) => {
   const gateway = await start(t, { name: "old", port: 0 });
   const port = gateway.port("old");
-  const inode = await inodeOf(port);
-  const { problems } = await gateway.reload(yaml({ name: "new", port }));
-  assert.deepEqual(problems, []);
-  assert.equal(await inodeOf(port), inode);
+  const { plan, problems } = await gateway.reload(yaml({ name: "old", port: 0 }, { name: "new", port }));
+  assert.equal(plan, undefined);
+  assert.match(problems[0]?.message ?? "", /this gateway itself still has/);
+  assert.deepEqual(await proxyAt(t, gateway, port), ["old"]);
 });
 
 test("an address that overlaps one which is still bound is refused with what to do, and nothing changes", async (t) => {

@@ -284,6 +284,36 @@ test("a service is upgraded with its socket, and calls in flight get their answe
   assert.equal((await fetch(`${api}/healthz`)).status, 404);
 });
 
+test("other code of the store waits for a restart, and keeps nothing else waiting", async (t) => {
+  const clone = await createClone();
+  t.after(() => clone.remove());
+  const folder = join(clone.folder, "site");
+  await mkdir(folder);
+  const yaml = (banned: string): string =>
+    `${config(["ConnectControl"]).replace("never", banned)}---
+kind: Gateway
+plugins: { dirs: [${join(clone.folder, "plugins")}] }
+---
+kind: LevelStore
+name: sessions
+dir: data
+`;
+  const gateway = await startTestGateway(yaml("a"), { folder });
+  t.after(() => gateway.stop());
+  const manifest = join(clone.folder, "plugins/level-store/package.json");
+  await writeFile(manifest, (await readFile(manifest, "utf8")).replace('"version": "0.1.0"', '"version": "0.2.0"'));
+  const { plan, problems } = await gateway.reload(yaml("b"));
+  assert.deepEqual(problems, []);
+  const changed = plan?.items.filter(({ action }) => action !== "keep");
+  assert.deepEqual(
+    changed?.map(({ kind, notes }) => [kind, notes]),
+    [
+      ["LevelStore", ["upgrade @sluice/level-store 0.1.0 -> 0.2.0", "after a restart"]],
+      ["ConnectControl", []],
+    ],
+  );
+});
+
 test("50 upgrades leave nothing of the old instances behind", async (t) => {
   const folder = await realpath(await mkdtemp(join(tmpdir(), "sluice-upgrade-")));
   t.after(() => rm(folder, { recursive: true }));

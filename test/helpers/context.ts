@@ -87,7 +87,7 @@ export function createConnectContext(
       password: options.password === undefined ? undefined : Buffer.from(options.password),
       clean: options.clean ?? true,
       keepalive: 60,
-      will: options.will,
+      will: options.will && { ...options.will, delaySec: 0 },
     },
   };
 }

@@ -11,6 +11,7 @@ const filters: Record<string, object> = {
 
 const services: Record<string, object> = {
   AdminAPI: { port: 0 },
+  LevelStore: { dir: "data/sessions" },
 };
 
 /** A config with one use of each of these kinds: JSON documents, which are YAML. */

@@ -20,6 +20,8 @@ export interface TestGateway {
   /** Of the proxy's listener: `mqtt://127.0.0.1:port`. */
   readonly url: (proxy?: string) => string;
   readonly port: (proxy?: string) => number;
+  /** Of one of a proxy's `listeners`. */
+  readonly listenerPort: (listener: string, proxy?: string) => number;
   /** The AdminAPI's address: `http://127.0.0.1:port`. */
   readonly api: string;
   /** The folder of its config, where FileMQTT's `dir` is. */
@@ -64,10 +66,17 @@ export async function startTestGateway(
   }
   const statusOf = (name: string): string => String(gateway.host.proxies.get(name)?.status().address);
   const port = (name = "mqttproxy"): number => Number(statusOf(name).split(":").at(-1));
+  const listenerPort = (listener: string, proxy = "mqttproxy"): number => {
+    const { listeners = [] } = gateway.host.proxies.get(proxy)?.status() ?? {};
+    const found = (listeners as { name: string; url: string }[]).find(({ name }) => name === listener);
+    if (!found) throw new Error(`${proxy} has no listener ${listener}`);
+    return Number(/:(\d+)/.exec(found.url)?.[1]);
+  };
   const detail = gateway.host.health().find(({ name }) => name === "admin-api")?.detail ?? "";
   return {
     gateway,
     port,
+    listenerPort,
     url: (name) => `mqtt://127.0.0.1:${port(name)}`,
     api: /https?:\/\/[^\s/]+/.exec(detail)?.[0] ?? "",
     folder,

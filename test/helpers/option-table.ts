@@ -11,13 +11,14 @@ export function optionRows(schema: Schema, root: Schema = schema, prefix = ""): 
     const option = resolve(written, root);
     const description = written["description"] ?? option["description"];
     if (typeof description !== "string") throw new Error(`${prefix}${name} has no description`);
-    const row = [`\`${prefix}${name}\``, typeOf(option), defaultOf(option, required.includes(name)), description];
-    const items = option["items"] as Schema | undefined;
+    const items = option["items"] === undefined ? undefined : resolve(option["items"] as Schema, root);
+    const type = typeOf(items ? { ...option, items } : option);
+    const row = [`\`${prefix}${name}\``, type, defaultOf(option, required.includes(name)), description];
     const branches = (option["anyOf"] ?? []) as Schema[];
     const inside = [
       ...optionRows(option, root, `${prefix}${name}.`),
       ...branches.flatMap((branch) => optionRows(branch, root, `${prefix}${name}.`)),
-      ...(items ? optionRows(resolve(items, root), root, `${prefix}${name}[].`) : []),
+      ...(items ? optionRows(items, root, `${prefix}${name}[].`) : []),
     ];
     return [row, ...inside];
   });

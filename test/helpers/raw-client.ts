@@ -26,6 +26,8 @@ export interface RawClient {
   flush(): Promise<Packet[]>;
   /** Resolves when the gateway has closed the connection; rejects where it stays open, or sends anything before. */
   expectClose(timeoutMs?: number): Promise<void>;
+  /** The next packet of this type, and then the end of the connection: a CONNACK that refuses, or a DISCONNECT. */
+  expectLast<C extends Packet["cmd"]>(cmd: C): Promise<PacketOf<C>>;
   /** CONNECT, with CONNACK 0 for an answer. */
   connect(options?: Partial<IConnectPacket>): Promise<PacketOf<"connack">>;
   /** SUBSCRIBE to one topic filter. Answers the granted code. */
@@ -41,7 +43,7 @@ const defaultTimeoutMs = 10_000;
 
 export interface RawOptions {
   readonly tls?: ConnectionOptions;
-  readonly protocolVersion?: 3 | 4;
+  readonly protocolVersion?: 3 | 4 | 5;
 }
 
 /** Resolves when the TCP connection (with `tls`, the session) is there. Nothing is sent. */
@@ -151,6 +153,11 @@ export async function openRawClient(port: number, options: RawOptions = {}): Pro
         timeoutMs,
       );
     },
+    async expectLast(cmd) {
+      const packet = await client.expect(cmd);
+      await client.expectClose();
+      return packet;
+    },
     async connect(connect = {}) {
       client.send({
         cmd: "connect",
@@ -162,7 +169,8 @@ export async function openRawClient(port: number, options: RawOptions = {}): Pro
         ...connect,
       });
       const connack = await client.expect("connack");
-      if (connack.returnCode !== 0) throw new Error(`CONNACK ${connack.returnCode}`);
+      const code = connack.returnCode ?? connack.reasonCode;
+      if (code !== 0) throw new Error(`CONNACK ${code}`);
       return connack;
     },
     async subscribe(topic, qos = 1) {

@@ -20,6 +20,8 @@ export interface SpawnedGateway {
   /** Of a proxy's listener. */
   url(proxy: string): Promise<string>;
   readonly api: string;
+  /** What it has told people at its start. */
+  banner(): string;
   readonly logs: readonly LogLine[];
   /** The first line from index `from` on that fits; waits for it. */
   logged(fits: (line: LogLine) => boolean, from?: number): Promise<LogLine>;
@@ -96,6 +98,7 @@ export async function spawnGateway(
       url: (proxy) =>
         until(`the URL of ${proxy}`, () => new RegExp(`^${proxy} listens on (\\S+)$`, "m").exec(banner)?.[1]),
       api,
+      banner: () => banner,
       logs,
       logged,
       reloaded: (from) => logged(({ msg }) => outcomes.includes(msg), from),

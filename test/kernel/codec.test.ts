@@ -6,7 +6,6 @@ import {
   createDecoder,
   encodeAck,
   encodeConnack,
-  encodePublish,
   encodePublishTemplate,
   encodeSuback,
   pingresp,
@@ -16,6 +15,12 @@ import type { InPacket } from "../../kernel/codec.ts";
 import { bytesOf, connect, field, packet, validConnect } from "../fixtures/malformed-packets.ts";
 
 const maxPacketBytes = 1 << 20;
+
+/** A subscription of MQTT 3.1.1. */
+const plainOptions = { noLocal: false, retainAsPublished: false, retainHandling: 0 } as const;
+
+/** How a message of MQTT 3.1.1 is written. */
+const plain = { retain: false, protocolVersion: 4, identifiers: [], alias: "none" } as const;
 
 /** Everything in the bytes, which must be valid. */
 function decode(...chunks: Buffer[]): InPacket[] {
@@ -68,7 +73,8 @@ describe("packets of mqtt-packet's own generator are decoded", () => {
         keepalive: 65_535,
         username: "user",
         password: bytesOf(0xff, 0x00),
-        will,
+        will: { ...will, properties: undefined, delaySec: 0 },
+        properties: undefined,
       },
     ]);
   });
@@ -76,7 +82,8 @@ describe("packets of mqtt-packet's own generator are decoded", () => {
   test("CONNECT with nothing", () => {
     const bytes = generate({ cmd: "connect", clientId: "" });
     const expected = { cmd: "connect", protocolVersion: 4, clientId: "", clean: true, keepalive: 0 };
-    assert.deepEqual(decode(bytes), [{ ...expected, username: undefined, password: undefined, will: undefined }]);
+    const none = { username: undefined, password: undefined, will: undefined, properties: undefined };
+    assert.deepEqual(decode(bytes), [{ ...expected, ...none }]);
   });
 
   test("CONNECT with a user name, but no password", () => {
@@ -91,7 +98,14 @@ describe("packets of mqtt-packet's own generator are decoded", () => {
     assert.ok(decoded?.cmd === "connect");
     assert.equal(decoded.username, "");
     assert.deepEqual(decoded.password, Buffer.alloc(0));
-    assert.deepEqual(decoded.will, { topic: "w", payload: Buffer.alloc(0), qos: 0, retain: false });
+    assert.deepEqual(decoded.will, {
+      topic: "w",
+      payload: Buffer.alloc(0),
+      qos: 0,
+      retain: false,
+      properties: undefined,
+      delaySec: 0,
+    });
   });
 
   test("CONNECT of MQTT 3.1, with a client id of over 23 characters", () => {
@@ -111,7 +125,7 @@ describe("packets of mqtt-packet's own generator are decoded", () => {
           const bytes = generate({ cmd: "publish", topic: "a/é", payload, qos, retain, dup, messageId: 0xfffe });
           const packetId = qos === 0 ? undefined : 0xfffe;
           const expected = { cmd: "publish", topic: "a/é", payload, qos, retain, dup, packetId, bytes: bytes.length };
-          assert.deepEqual(decodeOne(bytes), expected);
+          assert.deepEqual(decodeOne(bytes), { ...expected, properties: undefined, topicAlias: 0 });
         });
       }
     }
@@ -129,24 +143,34 @@ describe("packets of mqtt-packet's own generator are decoded", () => {
     assert.deepEqual(decodeOne(generate({ cmd: "subscribe", messageId: 1, subscriptions })), {
       cmd: "subscribe",
       packetId: 1,
-      subscriptions: subscriptions.map(({ topic, qos }) => ({ topicFilter: topic, qos })),
+      subscriptions: subscriptions.map(({ topic, qos }) => ({ topicFilter: topic, qos, ...plainOptions })),
+      identifier: 0,
+      userProperties: undefined,
     });
   });
 
   test("UNSUBSCRIBE", () => {
     const bytes = generate({ cmd: "unsubscribe", messageId: 65_535, unsubscriptions: ["a", "b/#"] });
-    assert.deepEqual(decodeOne(bytes), { cmd: "unsubscribe", packetId: 65_535, topicFilters: ["a", "b/#"] });
+    assert.deepEqual(decodeOne(bytes), {
+      cmd: "unsubscribe",
+      packetId: 65_535,
+      topicFilters: ["a", "b/#"],
+      userProperties: undefined,
+    });
   });
 
   for (const cmd of ["puback", "pubrec", "pubrel", "pubcomp"] as const) {
     test(cmd.toUpperCase(), () => {
-      assert.deepEqual(decodeOne(generate({ cmd, messageId: 256 })), { cmd, packetId: 256 });
+      assert.deepEqual(decodeOne(generate({ cmd, messageId: 256 })), { cmd, packetId: 256, reasonCode: 0 });
     });
   }
 
-  for (const cmd of ["pingreq", "disconnect"] as const) {
-    test(cmd.toUpperCase(), () => assert.deepEqual(decodeOne(generate({ cmd })), { cmd }));
-  }
+  test("PINGREQ", () => assert.deepEqual(decodeOne(generate({ cmd: "pingreq" })), { cmd: "pingreq" }));
+
+  test("DISCONNECT", () => {
+    const plainly = { reasonCode: 0, sessionExpiry: undefined, userProperties: undefined };
+    assert.deepEqual(decodeOne(generate({ cmd: "disconnect" })), { cmd: "disconnect", ...plainly });
+  });
 });
 
 describe("what looks malformed but is not", () => {
@@ -179,9 +203,11 @@ describe("what looks malformed but is not", () => {
       cmd: "subscribe",
       packetId: 1,
       subscriptions: [
-        { topicFilter: "a#", qos: 0 },
-        { topicFilter: "b", qos: 1 },
+        { topicFilter: "a#", qos: 0, ...plainOptions },
+        { topicFilter: "b", qos: 1, ...plainOptions },
       ],
+      identifier: 0,
+      userProperties: undefined,
     });
   });
 
@@ -348,14 +374,13 @@ describe("what is sent is read by mqtt-packet's own parser", () => {
   });
 
   for (const qos of [0, 1, 2] as const) {
-    test(`PUBLISH with QoS ${qos}, alone and from a template`, () => {
+    test(`PUBLISH with QoS ${qos}, from a template`, () => {
       for (const payload of [Buffer.alloc(0), bytesOf(0, 255), Buffer.alloc(130), Buffer.alloc(20_000, "x")]) {
         const message = { topic: "Beijing/温度", payload, qos, retain: true };
-        const template = encodePublishTemplate(message);
+        const template = encodePublishTemplate(message, { ...plain, qos, retain: true });
         for (const packetId of qos === 0 ? [undefined] : [1, 0x1234, 65_535]) {
           for (const dup of qos === 0 ? [false] : [false, true]) {
-            const bytes = publishFromTemplate(template, packetId, dup);
-            assert.deepEqual(encodePublish({ ...message, dup }, packetId), bytes);
+            const bytes = publishFromTemplate(template, { packetId, dup });
             const [read] = readAsClient(bytes);
             assert.ok(read?.cmd === "publish");
             assert.deepEqual(
@@ -370,16 +395,18 @@ describe("what is sent is read by mqtt-packet's own parser", () => {
   }
 
   test("one template serves many subscribers", () => {
-    const qos0 = encodePublishTemplate({ topic: "a", payload: Buffer.from("x"), qos: 0, retain: false });
+    const message = { topic: "a", payload: Buffer.from("x"), qos: 1, retain: false } as const;
+    const qos0 = encodePublishTemplate(message, { ...plain, qos: 0 });
     assert.equal(qos0.idAt, -1);
-    assert.equal(publishFromTemplate(qos0, undefined, false), qos0.bytes, "shared: there is nothing to patch");
-    const qos1 = encodePublishTemplate({ topic: "a", payload: Buffer.from("x"), qos: 1, retain: false });
+    const none = { packetId: undefined, dup: false };
+    assert.equal(publishFromTemplate(qos0, none), qos0.bytes, "shared: there is nothing to patch");
+    const qos1 = encodePublishTemplate(message, { ...plain, qos: 1 });
     const before = Buffer.from(qos1.bytes);
-    const first = publishFromTemplate(qos1, 1, true);
-    publishFromTemplate(qos1, 2, false);
+    const first = publishFromTemplate(qos1, { packetId: 1, dup: true });
+    publishFromTemplate(qos1, { packetId: 2, dup: false });
     const [read] = readAsClient(first);
     assert.equal(read?.messageId, 1, "not changed by the second");
     assert.deepEqual(qos1.bytes, before);
-    assert.throws(() => publishFromTemplate(qos1, undefined, false), TypeError);
+    assert.throws(() => publishFromTemplate(qos1, none), TypeError);
   });
 });

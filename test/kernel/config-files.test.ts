@@ -228,7 +228,10 @@ describe("substitution", () => {
       undefined,
       { BROKER: "true" },
     );
-    assert.deepEqual([problems, spec?.proxies[0]?.port, spec?.proxies[0]?.brokerMode], [[], 1883, true]);
+    assert.deepEqual(
+      [problems, spec?.proxies[0]?.listeners[0]?.address, spec?.proxies[0]?.brokerMode],
+      [[], { host: undefined, port: 1883 }, true],
+    );
   });
 
   test("never makes YAML of what a variable holds", async () => {
@@ -337,7 +340,7 @@ describe("certificates", () => {
     });
     const { spec, problems } = await load(cwd, "deep/sluice.yaml");
     assert.deepEqual(problems, []);
-    assert.deepEqual(spec?.proxies[0]?.certificate, [
+    assert.deepEqual(spec?.proxies[0]?.listeners[0]?.tls?.certificate, [
       { name: "inline", cert: one.cert, key: one.private },
       { name: "files", cert: two.cert, key: two.private },
       { name: "substituted", cert: two.cert.trimEnd(), key: two.private.trimEnd() },
@@ -391,6 +394,6 @@ describe("certificates", () => {
         "sluice.yaml": proxy([{ name: "x", cert: "x", key: "y" }]).replace("useTLS: true", "useTLS: false"),
       }),
     );
-    assert.deepEqual([plain.problems, plain.spec?.proxies[0]?.certificate], [[], []]);
+    assert.deepEqual([plain.problems, plain.spec?.proxies[0]?.listeners[0]?.tls], [[], undefined]);
   });
 });

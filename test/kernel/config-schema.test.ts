@@ -72,7 +72,7 @@ describe("the schema for editors", () => {
 
   test("describes every option, and marks secrets", () => {
     assert.equal(schema.$defs["Gate"]?.properties["password"]?.writeOnly, true);
-    assert.deepEqual(schema.$defs["MQTTProxy"]?.required, ["kind", "name", "port"]);
+    assert.deepEqual(schema.$defs["MQTTProxy"]?.required, ["kind", "name"]);
     for (const kind of [
       "Gateway",
       "MQTTProxy",

@@ -43,10 +43,15 @@ describe("a config that is right", () => {
     const [only] = spec.proxies;
     assert.deepEqual(only, {
       name: "proxy",
-      host: undefined,
-      port: 1883,
-      useTLS: false,
-      certificate: [],
+      listeners: [
+        {
+          name: "default",
+          address: { host: undefined, port: 1883 },
+          proxyProtocol: false,
+          tls: undefined,
+          path: undefined,
+        },
+      ],
       topicCacheSize: 100_000,
       maxAllowedConnection: 0,
       connectionLimit: undefined,
@@ -59,7 +64,15 @@ describe("a config that is right", () => {
       maxInWork: 1000,
       maxInWorkBytes: 8_388_608,
       maxInflight: 256,
-      queue: { maxMessages: 100_000, maxBytes: 67_108_864, onFull: "dropOldest" },
+      maxQos: 2,
+      maxSessionExpiry: 4_294_967_295,
+      maxKeepAlive: 0,
+      topicAliasMaximum: 32,
+      checkPayloadFormat: false,
+      v5FaultAck: "none",
+      responseInformation: undefined,
+      queue: { maxMessages: 100_000, maxBytes: 67_108_864, maxTotalBytes: 1_073_741_824, onFull: "dropOldest" },
+      retained: { maxMessages: 100_000, maxBytes: 67_108_864 },
       connectTimeoutMs: 10_000,
       handshakeTimeoutMs: 10_000,
       faultGraceMs: 5000,
@@ -81,7 +94,7 @@ describe("a config that is right", () => {
     assert.deepEqual(spec.gateway, {
       log: { level: "info" },
       plugins: { dirs: [join(fixtures, "plugins")] },
-      drain: { timeoutMs: 10_000, rate: 1000 },
+      drain: { timeoutMs: 10_000, rate: 1000, serverReference: undefined },
       history: 20,
       hints: [],
     });
@@ -218,8 +231,8 @@ filters:
     ]);
     const only = spec?.proxies[0];
     assert.deepEqual(
-      [only?.port, only?.brokerMode, only?.retryInterval, only?.topicCacheSize, only?.rules],
-      [0, true, 30, 100_000, { Connect: "g" }],
+      [only?.listeners[0]?.address, only?.brokerMode, only?.retryInterval, only?.topicCacheSize, only?.rules],
+      [{ host: undefined, port: 0 }, true, 30, 100_000, { Connect: "g" }],
     );
     assert.deepEqual(spec?.pipelines[0]?.filters[0]?.options, { limit: 4, pattern: ".*", strict: false, mode: "open" });
   });

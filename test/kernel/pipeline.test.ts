@@ -2,13 +2,13 @@ import assert from "node:assert/strict";
 import { setImmediate as turn } from "node:timers/promises";
 import { test } from "node:test";
 import { createMetrics } from "../../kernel/metrics.ts";
+import type { Outcome } from "../../kernel/outcome.ts";
 import {
   createLane,
   createPipeline,
   type FilterInstance,
   type Job,
   type Lane,
-  type Outcome,
   type Pipeline,
 } from "../../kernel/pipeline.ts";
 import type { Client, Filter, FilterContext, FilterKind, PublishContext } from "../../kernel/plugin.ts";

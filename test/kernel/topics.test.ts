@@ -43,6 +43,9 @@ describe("A14: valid topic filters", () => {
     "$share",
     "$sharegroup/a",
     "a/$share/g/b",
+    "$share/group/a/b",
+    "$share/group/#",
+    "$share/g//",
     "Beijing/温度/+",
     "😀/#",
     longest,
@@ -80,9 +83,14 @@ describe("A14: topic filters that are refused", () => {
     [`${longest}x`, /65535 bytes/],
     ["x".repeat(65_536), /65535 bytes/],
     ["a/".repeat(maxFilterLevels), /at most 128 levels, not 129/],
-    ["$share/group/a/b", /shared subscriptions/],
-    ["$share/group/#", /shared subscriptions/],
-    ["$share/", /shared subscriptions/],
+    ["$share/", /MQTT-4.8.2-1/],
+    ["$share/g", /MQTT-4.8.2-1/],
+    ["$share/g/", /MQTT-4.8.2-1/],
+    ["$share//t", /MQTT-4.8.2-1/],
+    ["$share/+/t", /MQTT-4.8.2-2/],
+    ["$share/a#/t", /MQTT-4.8.2-2/],
+    ["$share/g/t#", /# must/],
+    [`$share/g/${"a/".repeat(maxFilterLevels)}`, /at most 128 levels, not 129/],
   ];
   for (const [filter, problem] of refused) {
     test(JSON.stringify(filter.slice(0, 40)), () => assert.match(topicFilterProblem(filter) ?? "", problem));

@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { SluiceError } from "../../kernel/errors.ts";
+import type { Host } from "../../kernel/plugin.ts";
 import { startAdminApi } from "../helpers/admin-api.ts";
 import { createMemoryProxies } from "../helpers/proxies.ts";
 
@@ -84,7 +85,6 @@ test("bad requests are 400 in Easegress' format and publish nothing", async (t) 
     ["", invalidJson],
     ["nonsense", invalidJson],
     [pageExample, invalidJson],
-    ["[]", invalidJson],
     ["null", invalidJson],
     ['"text"', invalidJson],
     ['{"topic":"a"} trailing', invalidJson],
@@ -96,11 +96,22 @@ test("bad requests are 400 in Easegress' format and publish nothing", async (t) 
     [{ topic: "a", payload: {} }, `${invalidJson}: payload must be a string`],
     [{ topic: "a", base64: "true" }, `${invalidJson}: base64 must be a boolean`],
     [{ topic: "a", retain: 1 }, `${invalidJson}: retain must be a boolean`],
-    [{ topic: "a", retain: true }, /retained messages are not supported/],
     [{ topic: "a", qos: -1 }, qosRange],
     [{ topic: "a", qos: 3 }, qosRange],
     [{ topic: "a", Qos: 3 }, qosRange],
-    [{ topic: "a", qos: 2 }, /^qos 2 is not supported yet/],
+    [{ topic: "a", clientID: "" }, /clientID is empty/],
+    [{ topic: "a", clientID: "x", retain: true }, /can't go with clientID/],
+    [{ topic: "a", properties: [] }, `${invalidJson}: properties must be an object`],
+    [{ topic: "a", properties: { contenttype: "x", ttl: 5 } }, /properties has no "ttl": it may have payloadFormat/],
+    [{ topic: "a", properties: { payloadFormat: 2 } }, /payloadFormat must be 0 \(bytes\) or 1/],
+    [{ topic: "a", payload: "/w==", base64: true, properties: { payloadFormat: 1 } }, /the payload is not UTF-8/],
+    [{ topic: "a", properties: { messageExpiry: -1 } }, /messageExpiry must be whole seconds/],
+    [{ topic: "a", properties: { messageExpiry: 1.5 } }, /messageExpiry must be whole seconds/],
+    [{ topic: "a", base64: true, properties: { correlationData: "?" } }, /correlationData decode failed/],
+    [{ topic: "a", properties: { contentType: "a\u0000" } }, /contentType must be at most/],
+    [{ topic: "a", properties: { userProperties: { a: 1 } } }, /userProperties must be a map of strings/],
+    [{ topic: "a", properties: { userProperties: [["a"]] } }, /userProperties must be a map of strings/],
+    [{ topic: "a", properties: { userProperties: "a" } }, /userProperties must be a map of strings/],
     ...["?", "aGk", "aGk=a", "aGk==", "a-_=", "====", "A===", "aG k=", "aGk=\t"].map((payload): [unknown, string] => [
       { topic: "a", payload, base64: true },
       decodeFailed,
@@ -126,6 +137,110 @@ test("bad requests are 400 in Easegress' format and publish nothing", async (t) 
     assert.deepEqual(rest, {});
   }
   assert.equal(proxies.published.length, 0);
+});
+
+test("retain, every QoS, a client alone and MQTT 5's properties reach the proxy as they are given", async (t) => {
+  const proxies = createMemoryProxies("mqttproxy");
+  const requests: unknown[] = [];
+  const overrides: Partial<Host> = {
+    ...proxies,
+    publish(proxy, message, request) {
+      requests.push(request);
+      return proxies.publish(proxy, message);
+    },
+  };
+  const api = await startAdminApi(t, { overrides });
+  const properties = {
+    payloadFormat: 1,
+    messageExpiry: 60,
+    contentType: "text/plain",
+    responseTopic: "answers/1",
+    correlationData: "req-1",
+    userProperties: [
+      ["b", "1"],
+      ["a", "2"],
+      ["b", "3"],
+    ],
+  };
+  await api.call("POST", path, { topic: "a", qos: 2, retain: true, payload: "x", properties });
+  await api.call("POST", path, {
+    clientID: "dev1",
+    base64: true,
+    properties: { correlationData: "AP8=", userProperties: { x: ["1", "2"], y: "3" } },
+  });
+  const [first, second] = proxies.published;
+  assert.deepEqual([first?.qos, first?.retain], [2, true]);
+  assert.deepEqual(first?.properties, { ...properties, correlationData: Buffer.from("req-1") });
+  assert.equal(second?.topic, "$direct");
+  assert.deepEqual(second.properties?.correlationData, Buffer.from([0, 255]));
+  assert.deepEqual(second.properties.userProperties, [
+    ["x", "1"],
+    ["x", "2"],
+    ["y", "3"],
+  ]);
+  assert.deepEqual(requests, [
+    { clientId: undefined, waitMs: undefined },
+    { clientId: "dev1", waitMs: undefined },
+  ]);
+});
+
+test("a list has a result for each message, in its order, and one that is wrong keeps none of the others", async (t) => {
+  const proxies = createMemoryProxies("mqttproxy");
+  proxies.subscribe("mqttproxy", "dev1", ["a/#"]);
+  const api = await startAdminApi(t, { overrides: proxies });
+  const good = await api.call("POST", path, [{ topic: "a/1" }, { topic: "b" }]);
+  assert.deepEqual(
+    [good.status, good.json],
+    [
+      200,
+      [
+        { matched: 1, connected: 1 },
+        { matched: 0, connected: 0 },
+      ],
+    ],
+  );
+  const mixed = await api.call("POST", path, [{ topic: "a/+" }, { topic: "a/2" }, null, { topic: "a", qos: 7 }]);
+  assert.equal(mixed.status, 207);
+  const results = mixed.json as { code?: number; message?: string; matched?: number }[];
+  assert.deepEqual(
+    results.map(({ code, matched }) => code ?? matched),
+    [400, 1, 400, 400],
+  );
+  assert.deepEqual(
+    proxies.published.map(({ topic }) => topic),
+    ["a/1", "b", "a/2"],
+  );
+  assert.deepEqual((await api.call("POST", path, [])).json, []);
+  const many = Array.from({ length: 10_001 }, () => ({ topic: "a" }));
+  assert.equal((await api.call("POST", path, many)).status, 400);
+});
+
+test("wait=acked asks for a time, and for a message that can be acknowledged", async (t) => {
+  const proxies = createMemoryProxies("mqttproxy");
+  const waits: (number | undefined)[] = [];
+  const overrides: Partial<Host> = {
+    ...proxies,
+    publish(proxy, message, request) {
+      waits.push(request?.waitMs);
+      return proxies.publish(proxy, message);
+    },
+  };
+  const api = await startAdminApi(t, { overrides });
+  const message = { topic: "a", qos: 1 };
+  for (const query of ["", "&timeout=2", "&timeout=0.5s", "&timeout=250ms", "&timeout=60s"]) {
+    assert.equal((await api.call("POST", `${path}?wait=acked${query}`, message)).status, 200, query);
+  }
+  assert.deepEqual(waits, [5000, 2000, 500, 250, 60_000]);
+  const refused: [query: string, body: object][] = [
+    ["?wait=acked", { topic: "a" }],
+    ["?wait=yes", message],
+    ["?timeout=5s", message],
+    ...["0", "61s", "5m", "-1s", ""].map((each): [string, object] => [`?wait=acked&timeout=${each}`, message]),
+  ];
+  for (const [query, body] of refused) {
+    assert.equal((await api.call("POST", path + query, body)).status, 400, query);
+  }
+  assert.equal(waits.length, 5);
 });
 
 test("an unknown proxy is 404, another method 405 with Allow and a body", async (t) => {

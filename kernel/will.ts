@@ -1,0 +1,53 @@
+/** Wills that wait: MQTT 5's will delay gives a client time to come back before its will is published [MQTT-3.1.3-9]. */
+import type { Clock } from "./plugin.ts";
+
+export interface Wills {
+  /** Publishes after `delaySec`, unless the client comes back before. One a client. */
+  wait(clientId: string, delaySec: number, publish: () => void): void;
+  /** The client is here again. @param resumed its session goes on, else that has ended, and with it the delay */
+  back(clientId: string, resumed: boolean): void;
+  /** The session has ended: the will is published now. */
+  ended(clientId: string): void;
+  /** Publishes all that wait. */
+  close(): void;
+}
+
+/** The longest that a timer takes. */
+const maxTimeoutMs = 2 ** 31 - 1;
+
+export function createWills(clock: Clock): Wills {
+  const waiting = new Map<string, { readonly publish: () => void; timer: { clear(): void } }>();
+
+  function take(clientId: string): (() => void) | undefined {
+    const will = waiting.get(clientId);
+    waiting.delete(clientId);
+    will?.timer.clear();
+    return will?.publish;
+  }
+
+  return {
+    wait(clientId, delaySec, publish) {
+      take(clientId)?.();
+      const until = clock.now() + delaySec * 1000;
+      const arm = (): { clear(): void } => {
+        const left = until - clock.now();
+        if (left <= maxTimeoutMs) return clock.setTimeout(() => take(clientId)?.(), Math.max(0, left));
+        return clock.setTimeout(() => {
+          const will = waiting.get(clientId);
+          if (will) will.timer = arm();
+        }, maxTimeoutMs);
+      };
+      waiting.set(clientId, { publish, timer: arm() });
+    },
+    back(clientId, resumed) {
+      const publish = take(clientId);
+      if (!resumed) publish?.();
+    },
+    ended(clientId) {
+      take(clientId)?.();
+    },
+    close() {
+      for (const clientId of waiting.keys()) take(clientId)?.();
+    },
+  };
+}
