@@ -82,11 +82,7 @@ export function createAdmission(initial: RateLimit | undefined, deps: AdmissionD
     deps.refused(connection, reason, clientId, why.error);
     connection.send(
       protocolVersion === 5
-        ? encodeConnackV5({
-            reasonCode: reasonCodeFor("connack", reason),
-            sessionPresent: false,
-            reasonString: why.text,
-          })
+        ? refusalV5(reason, why.text, connection.maximumPacketSize)
         : encodeConnack(connackCodes[reason] ?? 5, false),
     );
     connection.close("refused");
@@ -257,6 +253,13 @@ function willProblem({ will, protocolVersion }: ConnectIn, spec: ProxySpec): Rea
   if (!will) return undefined;
   if (will.qos > spec.maxQos) return "qosNotSupported";
   return protocolVersion === 5 && will.retain && !retainAvailable(spec) ? "retainNotSupported" : undefined;
+}
+
+/** The words are left out where they don't fit [MQTT-3.2.2-19]. */
+function refusalV5(reason: Reason, text: string | undefined, maximumPacketSize: number): Buffer {
+  const connack = { reasonCode: reasonCodeFor("connack", reason), sessionPresent: false };
+  const full = encodeConnackV5({ ...connack, reasonString: text });
+  return full.length > maximumPacketSize ? encodeConnackV5(connack) : full;
 }
 
 /** MQTT 5: what the client is granted, told where it is not what it would take for granted. */

@@ -158,7 +158,8 @@ export function flowOf(pipeline: Entry): Step[] {
   });
 }
 
-export function checkRules(proxy: Entry, pipelines: readonly PipelineEntry[], found: Issues): void {
+/** @param isOpen some listener of it asks for no certificate */
+export function checkRules(proxy: Entry, pipelines: readonly PipelineEntry[], isOpen: boolean, found: Issues): void {
   const byName = new Map(pipelines.map((pipeline) => [pipeline.name, pipeline]));
   const ruled = new Set<string>();
   for (const [index, rule] of listOf(proxy.options["rules"]).entries()) {
@@ -175,7 +176,7 @@ export function checkRules(proxy: Entry, pipelines: readonly PipelineEntry[], fo
     }
     checkUse(proxy, ["rules", index, "pipeline"], rule["pipeline"], packetType, byName, found);
   }
-  if (!ruled.has("Connect")) {
+  if (isOpen && !ruled.has("Connect")) {
     found.warning(proxy.where(), "has no rule for Connect packets: everybody may connect, without a password");
   }
 }
@@ -237,7 +238,7 @@ export function checkAddresses(listeners: readonly ReadListener[], found: Issues
     }
     const clash = taken.find((other) => overlap(other.spec.address, spec.address));
     if (clash !== undefined) {
-      const value = "port" in spec.address ? spec.address.port : spec.address.socket;
+      const value = "port" in spec.address ? spec.address.port : "this path";
       const whose = clash.spec.name === "default" ? "" : `listener "${clash.spec.name}" of `;
       found.problem(
         proxy.where(path),

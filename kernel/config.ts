@@ -330,13 +330,15 @@ function check({ files, proxies, pipelines, entries, found }: Parts): ReadListen
     found,
   );
   for (const pipeline of pipelines) checkPipeline(pipeline, found);
-  for (const proxy of proxies) {
-    checkRules(proxy, pipelines, found);
+  const reading = { folder: files.folder, found, inputs: files.inputs };
+  const listeners = proxies.map((proxy) => {
+    const own = readListeners(proxy, reading);
+    const isOpen = own.some(({ spec }) => spec.tls?.clientCertificate !== "require");
+    checkRules(proxy, pipelines, isOpen, found);
     checkPresence(proxy, pipelines, found);
     mendNumbers(proxy, found);
-  }
-  const reading = { folder: files.folder, found, inputs: files.inputs };
-  const listeners = proxies.map((proxy) => readListeners(proxy, reading));
+    return own;
+  });
   checkAddresses(listeners.flat(), found);
   if (proxies.length === 0 && files.documents.length > 0) {
     found.warning(files.documents[0]!.position([]), "the config has no MQTTProxy document: no device can connect");

@@ -187,7 +187,6 @@ export class Connection {
     // Inside the decoder's loop it goes on by itself.
     if (this.paused !== 0 || this.closed || this.decoding) return;
     this.decode(undefined);
-    if (this.paused === 0 && !this.closed) this.socket.resume();
   }
 
   /** Hands the packet to the owner again after `ms`; until then nothing is read. */
@@ -295,6 +294,8 @@ export class Connection {
     } finally {
       this.decoding = false;
     }
+    // Also where it paused and went on within the loop.
+    if (this.paused === 0 && !this.closed && this.socket.isPaused()) this.socket.resume();
   }
 
   private flush(): void {

@@ -1,11 +1,11 @@
 /** A delivery as bytes: encoded once for all subscribers that get it in the same form, then patched for each. */
-import { encodePublishTemplate, type PublishForm, publishFromTemplate, type PublishTemplate } from "./codec.ts";
+import { encodePublishTemplate, publishFromTemplate, type PublishTemplate } from "./codec.ts";
 import type { ProtocolVersion } from "./packet.ts";
 import type { Delivery, StoredMessage } from "./store.ts";
 
 /** What a message's `frames` hold: its encoded forms, each made by the first subscriber that needs it. */
 interface Frames {
-  /** Without subscription identifiers: by {@link indexOf}. */
+  /** Without subscription identifiers: by QoS, RETAIN, version and alias. */
   readonly plain: (PublishTemplate | undefined)[];
   /** With them. */
   keyed: Map<string, PublishTemplate> | undefined;
@@ -21,11 +21,8 @@ export interface FrameOptions {
 
 /** At QoS 0 maybe the bytes that all subscribers share: do not change them. */
 export function encodeDelivery(delivery: Delivery, o: FrameOptions): Buffer {
-  const { message, qos, retain, packetId } = delivery;
-  const alias = o.alias === undefined ? "none" : o.alias.isNew ? "define" : "use";
-  const isV5 = o.protocolVersion === 5;
-  const identifiers = isV5 ? delivery.identifiers : [];
-  const template = templateOf(message, { qos, retain, protocolVersion: o.protocolVersion, identifiers, alias });
+  const { message, qos, packetId } = delivery;
+  const template = templateOf(delivery, o);
   return publishFromTemplate(template, {
     packetId: qos === 0 ? undefined : packetId,
     dup: o.dup,
@@ -40,19 +37,25 @@ function secondsLeft({ expiresAt, properties }: StoredMessage, now: number | und
   return Math.max(1, Math.ceil((expiresAt - now) / 1000));
 }
 
-function templateOf(message: StoredMessage, form: PublishForm): PublishTemplate {
+function templateOf({ message, qos, retain, identifiers }: Delivery, o: FrameOptions): PublishTemplate {
   const frames = (message.frames ??= { plain: [], keyed: undefined }) as Frames;
-  const index = indexOf(form);
-  if (form.identifiers.length === 0) return (frames.plain[index] ??= encodePublishTemplate(message, form));
+  const isV5 = o.protocolVersion === 5;
+  const alias = o.alias === undefined ? "none" : o.alias.isNew ? "define" : "use";
+  const index = qos * 2 + (retain ? 1 : 0) + (isV5 ? 6 : 0) + aliasOffsets[alias];
+  const make = (): PublishTemplate =>
+    encodePublishTemplate(message, {
+      qos,
+      retain,
+      protocolVersion: o.protocolVersion,
+      identifiers: isV5 ? identifiers : [],
+      alias,
+    });
+  if (!isV5 || identifiers.length === 0) return (frames.plain[index] ??= make());
   const keyed = (frames.keyed ??= new Map());
-  const key = `${index} ${form.identifiers.join()}`;
+  const key = `${index} ${identifiers.join()}`;
   let template = keyed.get(key);
-  if (!template) keyed.set(key, (template = encodePublishTemplate(message, form)));
+  if (!template) keyed.set(key, (template = make()));
   return template;
 }
 
-function indexOf({ qos, retain, protocolVersion, alias }: PublishForm): number {
-  const plain = qos * 2 + (retain ? 1 : 0);
-  if (protocolVersion !== 5) return plain;
-  return 6 + plain + (alias === "none" ? 0 : alias === "define" ? 6 : 12);
-}
+const aliasOffsets = { none: 0, define: 6, use: 12 };

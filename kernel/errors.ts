@@ -16,6 +16,7 @@ export const codes = {
   LISTEN_FAILED: "an address could not be bound",
   PROXY_NOT_FOUND: "no proxy has this name",
   TOPIC_INVALID: "not a valid topic name",
+  PROPERTIES_INVALID: "not properties that MQTT 5 can carry",
   MALFORMED_PACKET: "bytes that are not a valid MQTT packet",
   PROTOCOL_ERROR: "a packet that MQTT does not allow here",
   UNSUPPORTED_VERSION: "a client that speaks a version of MQTT which is not served",

@@ -3,7 +3,7 @@
  * acknowledgements share one fsync.
  */
 import { messageOf, SluiceError } from "./errors.ts";
-import type { Counter, Histogram, Journal, JournalEntry, Logger } from "./plugin.ts";
+import type { Journal, JournalEntry, Logger, Metrics } from "./plugin.ts";
 
 export interface JournalWriter {
   /**
@@ -29,16 +29,18 @@ type Changes = ReadonlyMap<string, (() => Buffer) | undefined>;
 /** How long after a failure the next attempt is made. */
 const retryMs = 1000;
 
-export interface JournalMeters {
-  readonly failures: Counter;
-  readonly records: Counter;
-  readonly seconds: Histogram;
-}
-
 export function createJournalWriter(
   journal: Journal,
-  { log, meters }: { log: Logger; meters: JournalMeters },
+  { log, metrics }: { log: Logger; metrics: Metrics },
 ): JournalWriter {
+  const meters = {
+    failures: metrics.counter(
+      "sluice_store_failures_total",
+      "Writes to the journal that failed; what waited for them was not acknowledged.",
+    ),
+    records: metrics.counter("sluice_store_records_total", "Records written to the journal, deletions included."),
+    seconds: metrics.histogram("sluice_store_write_seconds", "How long a write to the journal takes, with its fsync."),
+  };
   let pending = new Map<string, (() => Buffer) | undefined>();
   let fresh = new Set<string>();
   let batch = Promise.withResolvers<void>();
@@ -47,6 +49,8 @@ export function createJournalWriter(
   let failure: string | undefined;
   let retry: NodeJS.Timeout | undefined;
   let closed = false;
+  /** Something was put after the close, and is not written. */
+  let isLate = false;
 
   function schedule(): void {
     if (scheduled || writing || retry) return;
@@ -54,7 +58,7 @@ export function createJournalWriter(
     // After what this turn of the event loop has read from other clients, which then shares the batch.
     setImmediate(() => {
       scheduled = false;
-      flush();
+      if (!closed) flush();
     });
   }
 
@@ -86,7 +90,8 @@ export function createJournalWriter(
     if (failure !== undefined) log.info({}, "The journal takes writes again");
     failure = undefined;
     done.resolve();
-    if (pending.size > 0) flush();
+    // Also where nothing is left to write: somebody may wait for what was taken back meanwhile.
+    flush();
   }
 
   async function write(changes: Changes): Promise<void> {
@@ -104,6 +109,7 @@ export function createJournalWriter(
     meters.failures.inc({});
     pending = new Map([...changes, ...pending]);
     fresh.clear();
+    if (closed) return;
     retry = setTimeout(() => {
       retry = undefined;
       flush();
@@ -112,18 +118,25 @@ export function createJournalWriter(
 
   return {
     put(key, value, isNew) {
-      if (closed) return;
+      if (closed) {
+        isLate = true;
+        return;
+      }
       if (isNew && !pending.has(key)) fresh.add(key);
       pending.set(key, value);
       schedule();
     },
     delete(key) {
-      if (closed) return;
+      if (closed) {
+        isLate = true;
+        return;
+      }
       if (fresh.delete(key)) pending.delete(key);
       else pending.set(key, undefined);
       schedule();
     },
     commit() {
+      if (isLate) return Promise.reject(new SluiceError("STORE_FAILED", "the journal is closed"));
       if (pending.size > 0) return batch.promise;
     },
     get failure() {
@@ -138,7 +151,6 @@ export function createJournalWriter(
         await writing;
         if (failure !== undefined) break;
       }
-      clearTimeout(retry);
       batch.promise.catch(() => undefined);
       if (failure === undefined) batch.resolve();
       else batch.reject(new SluiceError("STORE_FAILED", `the journal could not be written: ${failure}`));

@@ -5,14 +5,13 @@
 import { SluiceError } from "./errors.ts";
 import type { JournalWriter } from "./journal.ts";
 import type { Message, MessageProperties, QoS, SubscriptionOptions } from "./plugin.ts";
-import type { Entry, KeptMessage, Session } from "./session.ts";
+import { costOf, type Entry, type KeptMessage, type Session } from "./session.ts";
 
 /** The version of the records, under the key `format`. */
 export const format = "1";
 
 export interface Ledger {
-  /** @param absentSince milliseconds since the epoch; 0 = its client is connected */
-  session(session: Session, o: { absentSince: number; username: string | undefined }): void;
+  session(session: Session, o: Omit<SessionRecord, "expirySec">): void;
   /** With its subscriptions and inbound ids; its deliveries are forgotten one by one. */
   forgetSession(session: Session): void;
   subscription(session: Session, topicFilter: string, options: SubscriptionOptions): void;
@@ -46,8 +45,8 @@ export function createLedger(proxy: string, writer: JournalWriter): Ledger {
   }
 
   return {
-    session({ clientId, expirySec }, { absentSince, username }) {
-      const record: SessionRecord = { expirySec, absentSince, username };
+    session({ clientId, expirySec }, { absentSince, connectedAt, username }) {
+      const record: SessionRecord = { expirySec, absentSince, connectedAt, username };
       writer.put(keyOf("s", clientId), json(record), false);
     },
     forgetSession({ clientId, subscriptions, inbound }) {
@@ -99,9 +98,12 @@ export function createLedger(proxy: string, writer: JournalWriter): Ledger {
   };
 }
 
+/** Times in milliseconds since the epoch. */
 interface SessionRecord {
   readonly expirySec: number;
+  /** 0 = its client is connected. */
   readonly absentSince: number;
+  readonly connectedAt: number;
   readonly username: string | undefined;
 }
 
@@ -291,6 +293,7 @@ function decodeMessage(bytes: Buffer, seq: number): KeptMessage {
     from: record.from,
     frames: undefined,
     seq,
+    bytes: costOf(message),
     holders: 0,
     records: 0,
   };

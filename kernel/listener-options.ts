@@ -3,7 +3,7 @@ import { resolve } from "node:path";
 import { readCertificates, readClientCA, type Reading } from "./certificates.ts";
 import { isMap, type Entry, type Options } from "./entry.ts";
 import type { Path } from "./schema.ts";
-import type { Address, CertificatePair, ListenerSpec, TlsSpec } from "./spec.ts";
+import type { Address, CertificatePair, ListenerSpec, TlsSpec, WebSocketSpec } from "./spec.ts";
 
 /** The name of the one that a proxy's own `host` and `port` make. */
 const ownName = "default";
@@ -83,7 +83,7 @@ function readOwn(proxy: Entry, ofProxy: Shared, reading: Reading, listed: number
       address: { host: typeof host === "string" ? host : undefined, port },
       proxyProtocol: options["proxyProtocol"] === true,
       tls,
-      path: undefined,
+      webSocket: undefined,
     },
   };
 }
@@ -98,7 +98,11 @@ function readOne(proxy: Entry, item: Options, path: Path, ofProxy: Shared, readi
   if (port !== undefined && socket !== undefined) problem("socket", "is given beside port: keep one of them");
   if (host !== undefined && socket !== undefined) problem("host", "belongs to a port: a unix socket has none");
   if (mode !== undefined && socket === undefined) problem("mode", "belongs to a socket: a port has no permissions");
-  if (item["path"] !== undefined && !isWebSocket) problem("path", "is for ws and wss: remove it, or set protocol");
+  for (const field of isWebSocket ? [] : ["path", "origins"]) {
+    const value = item[field];
+    if (value !== undefined && !(Array.isArray(value) && value.length === 0))
+      problem(field, "is for ws and wss: remove it, or set protocol");
+  }
   if (isTls && socket !== undefined)
     problem("protocol", `is ${protocol}, which a unix socket has no use for: set mqtt or ws`);
   if (!isTls) {
@@ -116,8 +120,15 @@ function readOne(proxy: Entry, item: Options, path: Path, ofProxy: Shared, readi
       address,
       proxyProtocol: item["proxyProtocol"] === true,
       tls: isTls ? readTls(proxy, item, path, "protocol", ofProxy, reading) : undefined,
-      path: isWebSocket ? (typeof item["path"] === "string" ? item["path"] : standardPath) : undefined,
+      webSocket: isWebSocket ? webSocketOf(item) : undefined,
     },
+  };
+}
+
+function webSocketOf({ path, origins }: Options): WebSocketSpec {
+  return {
+    path: typeof path === "string" ? path : standardPath,
+    origins: Array.isArray(origins) ? origins.map((origin) => String(origin).toLowerCase()) : [],
   };
 }
 

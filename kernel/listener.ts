@@ -74,7 +74,7 @@ const minMessageBytes = 65_536;
 export function createGate(spec: ListenerSpec, limits: ArrivalLimits, owner: ListenerOwner, old?: Gate): Gate {
   type Parts = (of: { spec: ListenerSpec; limits: ArrivalLimits }) => unknown[];
   const tlsParts: Parts = (of) => [of.spec.tls, of.limits.handshakeTimeoutMs];
-  const webSocketParts: Parts = (of) => [of.spec.path, of.limits.maxPacketBytes];
+  const webSocketParts: Parts = (of) => [of.spec.webSocket, of.limits.maxPacketBytes];
   const isSame = (parts: Parts): boolean => old !== undefined && isDeepStrictEqual(parts(old), parts({ spec, limits }));
   return {
     spec,
@@ -85,13 +85,13 @@ export function createGate(spec: ListenerSpec, limits: ArrivalLimits, owner: Lis
 }
 
 function webSocketGate(
-  { path }: ListenerSpec,
+  { webSocket }: ListenerSpec,
   { maxPacketBytes }: ArrivalLimits,
   owner: ListenerOwner,
 ): WebSocketGate | undefined {
-  if (path === undefined) return undefined;
+  if (!webSocket) return undefined;
   const maxMessageBytes = Math.max(maxPacketBytes, minMessageBytes);
-  return createWebSocketGate({ path, maxMessageBytes, onRefused: (code, why) => owner.onRefused(code, why) });
+  return createWebSocketGate({ ...webSocket, maxMessageBytes, onRefused: (code, why) => owner.onRefused(code, why) });
 }
 
 /** @param claim is the listener's from here on: `release` releases it */
@@ -101,7 +101,7 @@ export function createListener(claim: Claim, id: symbol, owner: ListenerOwner): 
   function onSocket(socket: Socket): void {
     if (!gate) return;
     const { spec, tls, webSocket } = gate;
-    const address = addressOf(socket);
+    const address = addressOf(socket, claim.address);
     if (!spec.proxyProtocol && !tls && !webSocket) {
       owner.onStream(socket, { address, certificate: undefined, username: undefined, listener: id });
     } else if (owner.arriving.size >= owner.maxArriving) {
@@ -207,6 +207,7 @@ export function createListener(claim: Claim, id: symbol, owner: ListenerOwner): 
   };
 }
 
-function addressOf({ remoteAddress }: Socket): string {
-  return remoteAddress?.replace(/^::ffff:/, "") ?? "unix";
+/** Empty where a client has gone already. */
+function addressOf({ remoteAddress = "" }: Socket, at: Address): string {
+  return "socket" in at ? "unix" : remoteAddress.replace(/^::ffff:/, "");
 }

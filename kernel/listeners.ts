@@ -124,8 +124,9 @@ export function createListeners(addresses: Addresses, owner: ListenerOwner): Lis
   };
 }
 
-function urlOf({ tls, path }: ListenerSpec, address: Listener["address"]): string {
-  const scheme = path === undefined ? (tls ? "mqtts" : "mqtt") : tls ? "wss" : "ws";
+function urlOf({ tls, webSocket }: ListenerSpec, address: Listener["address"]): string {
+  const scheme = webSocket ? (tls ? "wss" : "ws") : tls ? "mqtts" : "mqtt";
+  const path = webSocket?.path;
   if ("socket" in address) return `${scheme}+unix://${address.socket}${path === undefined ? "" : `:${path}`}`;
   const { host, port } = address;
   const isEverywhere = host === undefined || host === "::" || host === "0.0.0.0";

@@ -44,7 +44,7 @@ export function createMemoryStore({ node, journal, log, metrics, now }: MemorySt
       );
     }
     found = readRecords(records);
-    writer = createJournalWriter(from, { log, meters: createJournalMeters(metrics) });
+    writer = createJournalWriter(from, { log, metrics });
     writer.put(formatKey, () => Buffer.from(format), false);
     await writer.commit();
     if (records.length === 0) return;
@@ -90,16 +90,5 @@ export function createMemoryStore({ node, journal, log, metrics, now }: MemorySt
       proxies.set(proxy, opened);
       return opened;
     },
-  };
-}
-
-function createJournalMeters(metrics: Metrics) {
-  return {
-    failures: metrics.counter(
-      "sluice_store_failures_total",
-      "Writes to the journal that failed; what waited for them was not acknowledged.",
-    ),
-    records: metrics.counter("sluice_store_records_total", "Records written to the journal, deletions included."),
-    seconds: metrics.histogram("sluice_store_write_seconds", "How long a write to the journal takes, with its fsync."),
   };
 }

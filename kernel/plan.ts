@@ -4,7 +4,16 @@ import type { Plan, PlanItem } from "./plugin.ts";
 import type { FilterSpec, KindOrigin, ListenerSpec, PipelineSpec, ProxySpec, ServiceSpec, Spec } from "./spec.ts";
 
 /** Proxy options that connections which are open already don't get. */
-const forNewConnections = ["maxPacketBytes", "maxInflight", "connectTimeoutMs", "handshakeTimeoutMs"];
+const forNewConnections = [
+  "maxPacketBytes",
+  "maxInflight",
+  "maxSessionExpiry",
+  "maxKeepAlive",
+  "topicAliasMaximum",
+  "responseInformation",
+  "connectTimeoutMs",
+  "handshakeTimeoutMs",
+];
 
 /** Proxy options that are only read at the start. */
 const atStart = ["topicCacheSize"];
@@ -162,8 +171,8 @@ function listenerChanges(old: ProxySpec, next: ProxySpec): ListenerChange[] {
 }
 
 /** As they are written; without the address. */
-function optionsOf({ proxyProtocol, tls, path }: ListenerSpec): object {
-  return { proxyProtocol, path, useTLS: tls !== undefined, ...tls };
+function optionsOf({ proxyProtocol, tls, webSocket }: ListenerSpec): object {
+  return { proxyProtocol, webSocket, useTLS: tls !== undefined, ...tls };
 }
 
 function gatewayItems(running: Spec | undefined, wanted: Spec): PlanItem[] {

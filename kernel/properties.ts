@@ -5,6 +5,7 @@
  */
 import { fieldEnd, malformed, protocolError, type Refusal, textProblem } from "./frame.ts";
 import type { MessageProperties, UserProperties } from "./plugin.ts";
+import { topicNameProblem } from "./topics.ts";
 
 /** What carries properties and comes from a client; bits, for the table below. */
 const connect = 1;
@@ -191,6 +192,39 @@ export function variableBytes(value: number): number {
   if (value < 0x80) return 1;
   if (value < 0x4000) return 2;
   return value < 0x20_0000 ? 3 : 4;
+}
+
+/** Why what a filter or a backend has set can't be sent; undefined = it can. */
+export function propertiesProblem(properties: MessageProperties): string | undefined {
+  const { payloadFormat, messageExpiry, contentType, responseTopic, correlationData, userProperties } = properties;
+  if (payloadFormat !== undefined && payloadFormat !== 0 && payloadFormat !== 1)
+    return "payloadFormat is neither 0 nor 1";
+  if (messageExpiry !== undefined && !isFourBytes(messageExpiry)) return "messageExpiry is not a number of seconds";
+  if (contentType !== undefined && !isText(contentType)) return "contentType is not a text of up to 65,535 bytes";
+  if (responseTopic !== undefined) {
+    const problem = isText(responseTopic) ? topicNameProblem(responseTopic) : "it is not a text";
+    if (problem !== undefined) return `responseTopic: ${problem}`;
+  }
+  if (correlationData !== undefined && !(Buffer.isBuffer(correlationData) && correlationData.length <= maxField)) {
+    return "correlationData is not a Buffer of up to 65,535 bytes";
+  }
+  if (userProperties === undefined) return undefined;
+  const isPairs =
+    Array.isArray(userProperties) &&
+    userProperties.every((pair: unknown) => Array.isArray(pair) && pair.length === 2 && pair.every(isText));
+  return isPairs ? undefined : "userProperties is not a list of pairs of texts";
+}
+
+/** The length of a field is sent in two bytes. */
+const maxField = 65_535;
+
+function isFourBytes(value: unknown): boolean {
+  return Number.isInteger(value) && (value as number) >= 0 && (value as number) <= 0xffff_ffff;
+}
+
+function isText(value: unknown): boolean {
+  if (typeof value !== "string" || value.length > maxField) return false;
+  return value.isWellFormed() && !value.includes("\0") && Buffer.byteLength(value) <= maxField;
 }
 
 /** Those that travel with a message, which mqtt-packet's generator takes; user properties keep their order as a list. */

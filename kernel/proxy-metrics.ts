@@ -1,6 +1,7 @@
 /** The series of one proxy, each taken from the registry once. */
 import type { CloseReason } from "./connection.ts";
 import type { Metrics } from "./plugin.ts";
+import type { StoreCounts } from "./store.ts";
 
 type Cell = { inc(by?: number): void };
 
@@ -26,7 +27,7 @@ export interface ProxyMetrics {
 export function createProxyMetrics(
   proxy: string,
   metrics: Metrics,
-  read: () => { connections: number; pending: number; sessions: number; subscriptions: number },
+  read: () => { connections: number; pending: number } & StoreCounts,
 ): ProxyMetrics {
   /** A counter by one more label, whose cells are looked up without making a label object each time. */
   function by(name: string, help: string, label: string): (value: string, count?: number) => void {
@@ -50,6 +51,11 @@ export function createProxyMetrics(
   gauge("sluice_connections_pending", "Connections that are not admitted yet.", () => read().pending);
   gauge("sluice_sessions", "Sessions, of connected and of absent clients.", () => read().sessions);
   gauge("sluice_subscriptions", "Subscriptions of all sessions.", () => read().subscriptions);
+
+  gauge("sluice_queued_messages", "Deliveries that wait or are in flight, of all sessions.", () => read().queued);
+  gauge("sluice_queued_bytes", "Bytes of the messages held, each once.", () => read().queuedBytes);
+  gauge("sluice_retained_messages", "Topics with a retained message.", () => read().retained);
+  gauge("sluice_retained_bytes", "Bytes of the retained messages.", () => read().retainedBytes);
 
   const sent = by("sluice_packets_sent_total", "MQTT packets sent, by type.", "type");
   const delivered = one("sluice_messages_out_total", "Messages sent to subscribers, resends not counted.");

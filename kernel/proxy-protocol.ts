@@ -44,7 +44,7 @@ function parseLine(bytes: Buffer): ProxyHeader {
   const isPort = (port: string): boolean => /^(0|[1-9]\d{0,4})$/.test(port) && Number(port) < 65_536;
   if (!isAddress(source) || !isAddress(target) || ports.length !== 2 || !ports.every(isPort))
     return malformed("its line is not of the form PROXY TCP4 source target port port");
-  return { state: "whole", length, address: source };
+  return { state: "whole", length, address: source.replace(/^::ffff:(?=\d+\.)/i, "") };
 }
 
 function parseBinary(bytes: Buffer): ProxyHeader {

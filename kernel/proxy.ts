@@ -16,6 +16,7 @@ import { Peer } from "./peer.ts";
 import { createPipeline, type Job, type Pipeline } from "./pipeline.ts";
 import type { Clock, Logger, Message, Metrics, ProxyHandle, PublishOutcome, PublishRequest, Reason } from "./plugin.ts";
 import { createPresenceTeller, type Presence } from "./presence.ts";
+import { propertiesProblem } from "./properties.ts";
 import { createProxyMetrics } from "./proxy-metrics.ts";
 import { firstError } from "./reasons.ts";
 import type { DrainSpec, ProxySpec } from "./spec.ts";
@@ -28,7 +29,7 @@ import { createWills } from "./will.ts";
 export interface Proxy extends ProxyHandle {
   /** Of the bound listeners: `mqtt://127.0.0.1:1883`. */
   readonly urls: readonly string[];
-  /** @throws SluiceError TOPIC_INVALID, QUEUE_FULL, STORE_CLOSED */
+  /** @throws SluiceError TOPIC_INVALID, PROPERTIES_INVALID, QUEUE_FULL, STORE_CLOSED */
   publish(message: Message, request?: PublishRequest): Promise<PublishOutcome>;
   /**
    * Does all of a change that can fail: binds where the address is new, checks what TLS needs. The first call is the start.
@@ -82,7 +83,7 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
   const ended = new AbortController();
   const meters = createProxyMetrics(spec.name, deps.metrics.scoped(ended.signal), () => ({
     connections: byClientId.size,
-    pending: connections.size - byClientId.size,
+    pending: arrivals.arriving.size + connections.size - byClientId.size,
     ...store.counts,
   }));
   const store = deps.store.open(spec.name, {
@@ -315,9 +316,8 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
       const { topic, properties } = message;
       const invalid = topicNameProblem(topic);
       if (invalid) throw new SluiceError("TOPIC_INVALID", `the topic is not valid: ${invalid}`);
-      const reply = properties?.responseTopic;
-      const invalidReply = reply === undefined ? undefined : topicNameProblem(reply);
-      if (invalidReply) throw new SluiceError("TOPIC_INVALID", `the response topic is not valid: ${invalidReply}`);
+      const unfit = properties && propertiesProblem(properties);
+      if (unfit) throw new SluiceError("PROPERTIES_INVALID", `the properties can't be sent: ${unfit}`);
       meters.messageIn();
       const send = (o?: PublishOptions): Awaitable<PublishOutcome> =>
         clientId === undefined ? store.publish(message, o) : store.publishTo(clientId, message, o);

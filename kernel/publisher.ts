@@ -9,6 +9,7 @@ import { isFinal, nameOf, type Outcome, textOf } from "./outcome.ts";
 import type { AckIn, PublishIn } from "./packet.ts";
 import { createLane, type Job, type Lane } from "./pipeline.ts";
 import type { PublishOutcome, PublishPacket } from "./plugin.ts";
+import { propertiesProblem } from "./properties.ts";
 import { codes, firstError, reasonCodeFor, reasonCodes } from "./reasons.ts";
 import { retainAvailable } from "./spec.ts";
 import { createTopicAliasesIn, type TopicAliasesIn } from "./topic-aliases.ts";
@@ -100,7 +101,8 @@ export class Publisher {
   /** A run through the Publish pipeline, and in brokerMode the fan-out behind it. @param under of a client's PUBLISH */
   job(packet: PublishPacket, origin: "client" | "will", under?: Under): Job {
     const { topic } = packet;
-    const final = this.deps.spec.brokerMode ? () => this.fanOut(packet, topic, under) : undefined;
+    const original = { topic, properties: packet.properties };
+    const final = this.deps.spec.brokerMode ? () => this.fanOut(packet, original, under) : undefined;
     return { type: "Publish", origin, packet, client: this.admitted.client, lane: this.lane, final };
   }
 
@@ -181,13 +183,20 @@ export class Publisher {
   }
 
   /** brokerMode: what the pipeline left of the message goes to the subscribers. */
-  private fanOut(packet: PublishPacket, published: string, under: Under | undefined): void | Promise<unknown> {
+  private fanOut(
+    packet: PublishPacket,
+    original: Pick<PublishPacket, "topic" | "properties">,
+    under: Under | undefined,
+  ): void | Promise<unknown> {
     const { topic, payload, qos, retain, properties } = packet;
-    const invalid = topic === published ? undefined : topicNameProblem(topic);
+    const invalid = topic === original.topic ? undefined : topicNameProblem(topic);
     if (invalid) throw new SluiceError("TOPIC_INVALID", `a filter left a topic that is not valid: ${invalid}`);
-    const packetId = under?.qos === 2 ? under.packetId : undefined;
+    const unfit = properties && properties !== original.properties ? propertiesProblem(properties) : undefined;
+    if (unfit) throw new SluiceError("PROPERTIES_INVALID", `a filter left properties that can't be sent: ${unfit}`);
+    const { client, handle } = this.admitted;
+    const inbound = under?.qos === 2 ? { handle, packetId: under.packetId } : undefined;
     const message = { topic, payload, qos, retain, properties };
-    const stored = this.deps.store.publish(message, { from: this.admitted.client.id, packetId });
+    const stored = this.deps.store.publish(message, { from: client.id, inbound });
     if (stored instanceof Promise) return this.noteMatched(stored, under);
     if (under) under.matched = stored.matched;
   }
@@ -202,25 +211,23 @@ export class Publisher {
     const { packetId, qos, work } = under;
     const { connection, handle } = this.admitted;
     const { meters } = this.deps;
-    const final = isFinal(outcome);
-    if (outcome.kind !== "passed" && (final || qos === 0)) meters.dropped(nameOf(outcome));
+    const code = qos === 0 ? undefined : this.codeOf(outcome, under);
+    // Nobody sends it again.
+    if (outcome.kind !== "passed" && (qos === 0 || code !== undefined)) meters.dropped(nameOf(outcome));
     if (qos === 0) {
       connection.finish(work, undefined);
+    } else if (code === undefined) {
+      this.withhold(under, nameOf(outcome));
+    } else if (qos === 1 || code >= firstError || handle.inbound.has(packetId)) {
+      this.acknowledge(under, code, outcome);
     } else {
-      const code = this.codeOf(outcome, under);
-      if (code === undefined) {
-        this.withhold(under, nameOf(outcome));
-      } else if (qos === 1 || code >= firstError || handle.inbound.has(packetId)) {
-        this.acknowledge(under, code, outcome);
-      } else {
-        // In effect before the PUBREC leaves: from there on the client counts on it.
-        const added = handle.inbound.add(packetId);
-        if (added instanceof Promise) {
-          void this.acknowledgeOnce(added, under, code, outcome, done);
-          return;
-        }
-        this.acknowledge(under, code, outcome);
+      // In effect before the PUBREC leaves: from there on the client counts on it.
+      const added = handle.inbound.add(packetId);
+      if (added instanceof Promise) {
+        void this.acknowledgeOnce(added, under, code, outcome, done);
+        return;
       }
+      this.acknowledge(under, code, outcome);
     }
     done?.(outcome);
     if (outcome.kind === "disconnected") {

@@ -1,6 +1,6 @@
 /** The last message with RETAIN set of each topic, for those who subscribe later: a trie by topic level, bounded. */
 import type { Expiries } from "./expiries.ts";
-import { costOf, type KeptMessage } from "./session.ts";
+import type { KeptMessage } from "./session.ts";
 import { maxFilterLevels } from "./topics.ts";
 
 export interface Retained {
@@ -52,7 +52,7 @@ export function createRetained(owner: RetainedOwner): Retained {
     unschedule(node);
     node.message = undefined;
     count--;
-    bytes -= costOf(message);
+    bytes -= message.bytes;
     owner.dropped(message, false);
     // Levels that lead nowhere any more go, from the end.
     let empty = node;
@@ -89,7 +89,7 @@ export function createRetained(owner: RetainedOwner): Retained {
     }
     const { maxMessages, maxBytes } = owner.limits;
     const before = old?.message;
-    const added = costOf(message) - (before ? costOf(before) : 0);
+    const added = message.bytes - (before?.bytes ?? 0);
     if (count + (before ? 0 : 1) > maxMessages || bytes + added > maxBytes) return false;
     put(message);
     bytes += added;
@@ -154,7 +154,7 @@ export function createRetained(owner: RetainedOwner): Retained {
     restore(message) {
       put(message);
       count++;
-      bytes += costOf(message);
+      bytes += message.bytes;
     },
     match,
   };

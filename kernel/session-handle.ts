@@ -8,6 +8,20 @@ export interface MemoryHandle extends SessionHandle {
   lose(why: "takenOver" | "removed"): void;
 }
 
+/** A session with who is connected to it. */
+export interface Held {
+  readonly session: Session;
+  handle: MemoryHandle | undefined;
+  info: { readonly username: string | undefined; readonly address: string };
+  connectedAt: number;
+  settledAt: number;
+  /** When it ends, unless its client comes back; 0 = it does not, or the client is here. */
+  expiresAt: number;
+  readonly expire: () => void;
+  /** It is in the ledger. */
+  recorded: boolean;
+}
+
 /** What the store does for it. */
 export interface HandleOwner extends Pick<SessionHandle, "present" | "subscribe" | "unsubscribe" | "deliverRetained"> {
   readonly inbound: SessionHandle["inbound"];

@@ -12,6 +12,8 @@ export const neverExpires: SessionExpiry = 0xffff_ffff;
 export interface KeptMessage extends StoredMessage {
   /** Unique in the proxy. */
   readonly seq: number;
+  /** {@link costOf} it. */
+  readonly bytes: number;
   holders: number;
   /** Records in the journal that refer to it. */
   records: number;
@@ -62,6 +64,8 @@ export class Session {
   readonly inflight = new Set<Entry>();
   /** Of QoS 2 messages that the client sends. */
   inbound: Set<number> | undefined;
+  /** Those of them that are not durable yet: they don't count. */
+  unsafeInbound: Set<number> | undefined;
   private readonly owner: SessionOwner;
   /** Of entries queued and in flight. */
   private packetIds: Set<number> | undefined;
@@ -83,10 +87,9 @@ export class Session {
   }
 
   /** Would one more message go over the bound? */
-  isFull(message: Message): boolean {
+  isFull(bytes: number): boolean {
     return (
-      this.queued + this.inflight.size >= this.owner.queue.maxMessages ||
-      this.bytes + costOf(message) > this.owner.queue.maxBytes
+      this.queued + this.inflight.size >= this.owner.queue.maxMessages || this.bytes + bytes > this.owner.queue.maxBytes
     );
   }
 
@@ -109,20 +112,20 @@ export class Session {
   /** Queues it. Where there is no room the oldest goes for it; at QoS 0 it goes itself. */
   push(entry: Entry): void {
     if (entry.qos === 0) {
-      if (this.qos0 >= maxQos0 || this.isFull(entry.message)) {
+      if (this.qos0 >= maxQos0 || this.isFull(entry.message.bytes)) {
         this.owner.lost(this, entry, "qos0_busy");
         return;
       }
       this.qos0++;
     }
-    while (this.isFull(entry.message) && this.queued > 0) this.drop("queue_full");
+    while (this.isFull(entry.message.bytes) && this.queued > 0) this.drop("queue_full");
     // Larger than the whole bound, or all of it in flight: nothing older is left to give way.
-    if (this.isFull(entry.message)) {
+    if (this.isFull(entry.message.bytes)) {
       this.owner.lost(this, entry, "queue_full");
       return;
     }
     this.queue.push(entry);
-    this.bytes += costOf(entry.message);
+    this.bytes += entry.message.bytes;
   }
 
   peek(): Entry | undefined {
@@ -144,7 +147,7 @@ export class Session {
     const entry = this.shift();
     if (!entry || entry.qos === 0) return;
     this.inflight.add(entry);
-    this.bytes += costOf(entry.message);
+    this.bytes += entry.message.bytes;
   }
 
   /** The next message goes unsent. */
@@ -169,7 +172,7 @@ export class Session {
   settle(entry: Entry): boolean {
     if (!this.inflight.delete(entry)) return false;
     this.packetIds?.delete(entry.packetId);
-    this.bytes -= costOf(entry.message);
+    this.bytes -= entry.message.bytes;
     this.relieve();
     return true;
   }
@@ -187,7 +190,7 @@ export class Session {
       }
       taken.push(entry);
       this.packetIds?.delete(entry.packetId);
-      this.bytes -= costOf(entry.message);
+      this.bytes -= entry.message.bytes;
       if (entry.qos === 0) this.qos0--;
     }
     if (kept.length < this.queued) {
@@ -201,7 +204,7 @@ export class Session {
   /** Takes over what an earlier process has left, in its order. What has a packet id counts as sent. */
   restore(entries: readonly Entry[]): void {
     for (const entry of entries) {
-      this.bytes += costOf(entry.message);
+      this.bytes += entry.message.bytes;
       if (entry.packetId === 0) {
         this.queue.push(entry);
         continue;
@@ -234,7 +237,7 @@ export class Session {
       this.queue = this.queue.slice(this.head);
       this.head = 0;
     }
-    this.bytes -= costOf(entry.message);
+    this.bytes -= entry.message.bytes;
     if (entry.qos === 0) this.qos0--;
     this.relieve();
     return entry;

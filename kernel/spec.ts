@@ -47,6 +47,12 @@ export interface TlsSpec {
   readonly usernameFrom: "none" | "cn" | "san";
 }
 
+export interface WebSocketSpec {
+  readonly path: string;
+  /** Of web pages, in lower case; empty = all. */
+  readonly origins: readonly string[];
+}
+
 export interface ListenerSpec {
   /** Unique in its proxy; `default` is the proxy's own host and port. */
   readonly name: string;
@@ -54,8 +60,8 @@ export interface ListenerSpec {
   readonly proxyProtocol: boolean;
   /** Undefined = plain. */
   readonly tls: TlsSpec | undefined;
-  /** The path of a WebSocket; undefined = MQTT without one. */
-  readonly path: string | undefined;
+  /** Undefined = MQTT without one. */
+  readonly webSocket: WebSocketSpec | undefined;
 }
 
 export interface ProxySpec {

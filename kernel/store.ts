@@ -86,10 +86,11 @@ export interface PublishOptions {
   /** The publishing client: it never waits for itself, and a `noLocal` subscription of its own does not match. */
   readonly from?: string | undefined;
   /**
-   * QoS 2 from a client: the packet id to add to `from`'s `inbound`, durable together with the message or not at all. With
-   * it neither a crash between the two nor a store that fails can lose the message or make it two.
+   * QoS 2 from a client: the packet id to add to the `inbound` of its handle, durable together with the message or not at
+   * all. With it neither a crash between the two nor a store that fails can lose the message or make it two. As with
+   * `inbound.add`, a session that has ended meanwhile gets none.
    */
-  readonly packetId?: number | undefined;
+  readonly inbound?: { readonly handle: SessionHandle; readonly packetId: number } | undefined;
   /** Called with `waiting` before the publish answers, and once more for each session, when it is known what became of it. */
   readonly receipts?: ((clientId: string, outcome: Receipt) => void) | undefined;
 }
@@ -167,9 +168,10 @@ export interface SessionHandle {
   release(delivery: Delivery): Awaitable<void>;
   /** The ids of QoS 2 messages from the client between PUBLISH and PUBREL. They live as long as the session. */
   readonly inbound: {
+    /** Of those that are as durable as the store is. */
     has(packetId: number): boolean;
     /**
-     * Durable once it answers, before the PUBREC. With a message that is stored, give {@link PublishOptions.packetId}.
+     * Durable once it answers, before the PUBREC. With a message that is stored, give {@link PublishOptions.inbound}.
      * It works after `onLost` and `close` too, as long as there is the session: the pipeline may take longer than the
      * connection lasts, and the client sends the message again on its next one.
      */

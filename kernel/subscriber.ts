@@ -18,30 +18,18 @@ export class Subscriber {
   private readonly admitted: Admitted;
   private readonly deps: PeerDeps;
   private readonly isV5: boolean;
-  private readonly inflight: Inflight;
+  /** Not before the first delivery above QoS 0: most clients only publish. */
+  private inflight: Inflight | undefined;
   private readonly aliases: TopicAliasesOut | undefined;
   private lane: Lane | undefined;
 
   constructor(admitted: Admitted, deps: PeerDeps) {
-    const { connection, handle, connect } = admitted;
-    const { meters } = deps;
+    const { connect } = admitted;
     this.admitted = admitted;
     this.deps = deps;
     this.isV5 = connect.protocolVersion === 5;
     const aliases = Math.min(connect.properties?.topicAliasMaximum ?? 0, deps.spec.topicAliasMaximum);
     this.aliases = aliases > 0 ? createTopicAliasesOut(aliases) : undefined;
-    this.inflight = createInflight({
-      protocolVersion: connect.protocolVersion,
-      retryMs: () => deps.spec.retryInterval * 1000,
-      hasRoom: () => connection.hasRoom,
-      send(frame, cmd, again) {
-        if (again) meters.resent();
-        if (!again || cmd === "pubrel") meters.sent(cmd);
-        connection.send(frame);
-      },
-      settle: (delivery) => handle.settle(delivery),
-      release: (delivery) => handle.release(delivery),
-    });
   }
 
   /** What waited for this client is sent, oldest first. */
@@ -50,11 +38,28 @@ export class Subscriber {
   }
 
   acknowledge(ack: AckIn): Awaitable<void> {
-    return this.inflight.acknowledge(ack);
+    return this.flight().acknowledge(ack);
   }
 
   close(): void {
-    this.inflight.close();
+    this.inflight?.close();
+  }
+
+  private flight(): Inflight {
+    const { connection, handle, connect } = this.admitted;
+    const { deps } = this;
+    return (this.inflight ??= createInflight({
+      protocolVersion: connect.protocolVersion,
+      retryMs: () => deps.spec.retryInterval * 1000,
+      hasRoom: () => connection.hasRoom,
+      send(frame, cmd, again) {
+        if (again) deps.meters.resent();
+        if (!again || cmd === "pubrel") deps.meters.sent(cmd);
+        connection.send(frame);
+      },
+      settle: (delivery) => handle.settle(delivery),
+      release: (delivery) => handle.release(delivery),
+    }));
   }
 
   /** QoS 1 and 2 deliveries that may be unacknowledged at a time [MQTT-3.3.4-9]. */
@@ -69,14 +74,14 @@ export class Subscriber {
     if (!connection.hasRoom) return false;
     const { qos, message, released } = delivery;
     if (released) {
-      this.inflight.add(delivery);
+      this.flight().add(delivery);
       meters.resent();
       meters.sent("pubrel");
       connection.send(encodeAck("pubrel", delivery.packetId));
       return true;
     }
     // Those of the last connection may be more than this one takes at a time.
-    if (qos > 0 && this.isV5 && this.inflight.size >= (connect.properties?.receiveMaximum ?? 65_535)) return false;
+    if (qos > 0 && this.isV5 && this.flight().size >= (connect.properties?.receiveMaximum ?? 65_535)) return false;
     const { protocolVersion } = connect;
     const alias = again ? undefined : this.aliases?.of(message.topic);
     const frame = encodeDelivery(delivery, { protocolVersion, dup: again && qos > 0, now: this.deps.now(), alias });
@@ -87,7 +92,7 @@ export class Subscriber {
       return true;
     }
     if (alias?.isNew) this.aliases?.known(message.topic);
-    if (qos > 0) this.inflight.add(delivery);
+    if (qos > 0) this.flight().add(delivery);
     if (again) meters.resent();
     else meters.delivered();
     connection.send(frame);

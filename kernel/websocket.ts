@@ -4,6 +4,7 @@ import type { Socket } from "node:net";
 import { Duplex } from "node:stream";
 import { type WebSocket, WebSocketServer } from "ws";
 import type { Code } from "./errors.ts";
+import type { WebSocketSpec } from "./spec.ts";
 
 /** Upgrades sockets by options that stay the same: made before a change, used after it. */
 export interface WebSocketGate {
@@ -11,9 +12,7 @@ export interface WebSocketGate {
   upgrade(socket: Socket, done: (stream: Duplex) => void, failed: (error: Error) => void): void;
 }
 
-export interface WebSocketOptions {
-  /** What clients ask for, a query aside. */
-  readonly path: string;
+export interface WebSocketOptions extends WebSocketSpec {
   /** A message is refused by its head, before any of it is kept. It may hold several packets, or a part of one. */
   readonly maxMessageBytes: number;
   /** A connection is closed for what a message is. */
@@ -55,7 +54,7 @@ export function createWebSocketGate(o: WebSocketOptions): WebSocketGate {
   }
 
   http.on("upgrade", (request, socket, head) => {
-    const refusal = refusalOf(request, o.path);
+    const refusal = refusalOf(request, o);
     if (refusal) {
       const body = `${refusal.why}\n`;
       socket.end(
@@ -101,7 +100,14 @@ export function createWebSocketGate(o: WebSocketOptions): WebSocketGate {
   };
 }
 
-function refusalOf(request: IncomingMessage, path: string): { status: number; why: string } | undefined {
+function refusalOf(
+  request: IncomingMessage,
+  { path, origins }: WebSocketSpec,
+): { status: number; why: string } | undefined {
+  const { origin } = request.headers;
+  // A page brings along what its user's browser has: the certificate, and the place in the network.
+  if (origin !== undefined && origins.length > 0 && !origins.includes(origin.toLowerCase()))
+    return { status: 403, why: "pages of this origin may not connect" };
   if (request.url?.split("?", 1)[0] !== path) return { status: 404, why: "there is nothing at this path" };
   const offered = request.headers["sec-websocket-protocol"]?.split(",").map((each) => each.trim()) ?? [];
   // The client must offer it [MQTT-6.0.0-3].

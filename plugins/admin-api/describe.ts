@@ -9,7 +9,7 @@ import { resolveKind } from "./object-kind.ts";
 const help = `Usage: sluice describe KIND NAME [options]
 
 Show one object as YAML: its options with their defaults (secrets are ***), its health and that of its filters, and of
-a proxy its address and connections.
+a proxy its addresses and connections.
 
 Options:
 ${apiHelp}

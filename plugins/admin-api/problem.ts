@@ -7,6 +7,7 @@ import { send } from "./negotiate.ts";
 const statusOfCode: Readonly<Record<string, number>> = {
   PROXY_NOT_FOUND: 404,
   TOPIC_INVALID: 400,
+  PROPERTIES_INVALID: 400,
   QUEUE_FULL: 503,
   STORE_CLOSED: 503,
   STORE_FAILED: 503,

@@ -63,6 +63,7 @@ function view(session: SessionInfo, q: string): Record<string, unknown> {
     username: session.username ?? null,
     address: session.address ?? null,
     connectedAt: new Date(session.connectedAt).toISOString(),
+    expiresAt: session.expiresAt === undefined ? null : new Date(session.expiresAt).toISOString(),
     subscriptions: session.subscriptions,
     queued: session.queued,
     inflight: session.inflight,

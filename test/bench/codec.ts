@@ -20,9 +20,9 @@ function report(name: string, count: number, run: () => void): void {
   console.log(`${name.padEnd(48)} ${((user + system) / count).toFixed(3)} us`);
 }
 
-/** The stream of PUBLISH packets cut into chunks of this size. */
-function chunksOf(size: number): Buffer[] {
-  const stream = Buffer.concat(Array.from({ length: 2000 }, () => publish));
+/** The stream of these packets cut into chunks of this size. */
+function chunksOf(size: number, packet = publish): Buffer[] {
+  const stream = Buffer.concat(Array.from({ length: 2000 }, () => packet));
   const chunks: Buffer[] = [];
   for (let at = 0; at < stream.length; at += size) chunks.push(stream.subarray(at, at + size));
   return chunks;
@@ -41,6 +41,33 @@ for (const size of [65_536, 1460, 512, publish.length, 64]) {
   report(`stock mqtt-packet, unchecked, chunks of ${size}`, packets, () => {
     let count = 0;
     const stock = parser();
+    stock.on("packet", () => count++);
+    for (let n = 0; n < packets / 2000; n++) for (const chunk of chunks) stock.parse(chunk);
+    if (count !== packets) throw new Error(`${count} packets`);
+  });
+}
+const v5 = { protocolVersion: 5 } as const;
+const connectV5 = generate({ cmd: "connect", clientId: "bench", protocolVersion: 5 });
+const properties = {
+  contentType: "application/json",
+  messageExpiryInterval: 60,
+  userProperties: { site: "b", line: "7" },
+};
+for (const [name, packet] of [
+  ["MQTT 5", generate({ cmd: "publish", dup: false, messageId: 7, ...message }, v5)],
+  ["MQTT 5 with 4 properties", generate({ cmd: "publish", dup: false, messageId: 7, ...message, properties }, v5)],
+] as const) {
+  const chunks = chunksOf(65_536, packet);
+  report(`decode, ${name}`, packets, () => {
+    let count = 0;
+    const decoder = createDecoder({ maxPacketBytes: 1 << 20, onPacket: () => ++count > 0 });
+    decoder.push(connectV5);
+    for (let n = 0; n < packets / 2000; n++) for (const chunk of chunks) decoder.push(chunk);
+    if (count !== packets + 1) throw new Error(`${count} packets`);
+  });
+  report(`stock mqtt-packet, unchecked, ${name}`, packets, () => {
+    let count = 0;
+    const stock = parser(v5);
     stock.on("packet", () => count++);
     for (let n = 0; n < packets / 2000; n++) for (const chunk of chunks) stock.parse(chunk);
     if (count !== packets) throw new Error(`${count} packets`);

@@ -86,7 +86,7 @@ function isLike(printed: string, expected: string): boolean {
 /** Real clients that a page uses and this machine may lack. */
 function missingTools({ blocks }: Page): string[] {
   const text = blocks.filter(({ language }) => language === "sh").map((block) => block.text);
-  return ["mosquitto_pub", "mosquitto_sub", "curl"].filter((tool) => {
+  return ["mosquitto_pub", "mosquitto_sub", "curl", "openssl"].filter((tool) => {
     const isUsed = text.some((commands) => commands.includes(`${tool} `));
     return isUsed && spawnSync("sh", ["-c", `command -v ${tool}`]).status !== 0;
   });

@@ -129,6 +129,20 @@ test("binary data survives base64, of any size and at both QoS", async (t) => {
   }
 });
 
+test("qos 2 is delivered at QoS 2 to who subscribed so", async (t) => {
+  const { port, api } = await startProbedGateway(t);
+  const client = await connectRaw(port(), "c");
+  assert.equal(await client.subscribe("a", 2), 2);
+  const answer = await publish(api, { topic: "a", qos: 2, payload: "x", base64: false });
+  assert.deepEqual([answer.status, answer.body], [200, { matched: 1, connected: 1 }]);
+  const { qos, messageId = 0 } = await client.expect("publish");
+  assert.equal(qos, 2);
+  client.send({ cmd: "pubrec", messageId });
+  assert.equal((await client.expect("pubrel")).messageId, messageId);
+  client.send({ cmd: "pubcomp", messageId });
+  assert.deepEqual(await client.flush(), []);
+});
+
 test("A10: what can't be published is refused, and reaches nobody", async (t) => {
   const { port, api } = await startProbedGateway(t);
   const client = await connectSubscribed(port(), "c", "#");

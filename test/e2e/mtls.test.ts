@@ -198,6 +198,29 @@ test("usernameFrom: the certificate's name counts, not the CONNECT's, for filter
   }
 });
 
+test("a change that is not about TLS leaves clients their sessions", async (t) => {
+  const documents = (more: object): string =>
+    toYaml([{ kind: "MQTTProxy", name: "mqttproxy", host: "127.0.0.1", port: 0, ...proxy(more) }]);
+  const gateway = await startProbedGateway(t, proxy());
+  const first = await open(gateway.port(), device);
+  await first.connect({ clientId: "first" });
+  const session = sessionOf(first);
+  const isReused = async (): Promise<boolean> => {
+    const client = await open(gateway.port(), device, { session });
+    await client.connect({ clientId: "again" });
+    const isSessionReused = (client.socket as TLSSocket).isSessionReused();
+    client.destroy();
+    return isSessionReused;
+  };
+  await gateway.reload(
+    documents({ maxPacketBytes: 1000, maxInflight: 5, listeners: [{ name: "x", host: "127.0.0.1", port: 0 }] }),
+  );
+  assert.equal(await isReused(), true);
+  await gateway.reload(documents({ handshakeTimeout: 5 }));
+  assert.equal(await isReused(), false);
+  first.destroy();
+});
+
 suite("a change of the authorities", () => {
   test("is for new handshakes, resumed sessions included; who is connected stays", async (t) => {
     const documents = (clientCA: string): string =>

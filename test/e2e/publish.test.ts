@@ -358,3 +358,10 @@ test("a PUBLISH in many pieces, and many PUBLISHes in one piece", async (t) => {
   assert.deepEqual(new Set(payloads), new Set(["abc"]));
   assert.equal(payloads.length, 501);
 });
+
+test("a connection whose work ends within the packet that filled it reads on", async (t) => {
+  const { port, probes } = await startProbedGateway(t, { maxInWork: 1 }, { Publish: {} });
+  const client = await connectRaw(port(), "one");
+  for (let n = 0; n < 5; n++) await client.publish("a", String(n));
+  assert.equal(probes.Publish.seen.length, 5);
+});

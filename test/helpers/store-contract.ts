@@ -405,7 +405,7 @@ export function storeContract(make: StoreFactory): void {
     const { store } = await open();
     const first = await connect(store, "s");
     await first.handle.inbound.add(5);
-    await store.publish(message("nobody", 2), { from: "s", packetId: 6 });
+    await store.publish(message("nobody", 2), { from: "s", inbound: { handle: first.handle, packetId: 6 } });
     await first.handle.close();
     const second = await connect(store, "s");
     assert.deepEqual(
@@ -417,6 +417,13 @@ export function storeContract(make: StoreFactory): void {
     await second.handle.close();
     const third = await connect(store, "s", { cleanStart: true });
     assert.equal(third.handle.inbound.has(6), false);
+    // What was under way when its session ended means nothing in the next.
+    await store.publish(message("nobody", 2), { from: "s", inbound: { handle: second.handle, packetId: 8 } });
+    await second.handle.inbound.add(9);
+    assert.deepEqual(
+      [8, 9].map((id) => third.handle.inbound.has(id)),
+      [false, false],
+    );
   });
 
   test("publishTo: to one session, whatever it has subscribed to", async () => {
@@ -883,8 +890,8 @@ export function lastingStoreContract(make: () => Promise<StorePlace>): void {
     const sub = await connect(store(), "s", { filters: [["t", 2]] });
     await client.handle.inbound.add(1);
     await client.handle.inbound.add(2);
-    await store().publish(message("t", 2), { from: "c", packetId: 3 });
-    await store().publish(message("nobody", 2), { from: "c", packetId: 4 });
+    await store().publish(message("t", 2), { from: "c", inbound: { handle: client.handle, packetId: 3 } });
+    await store().publish(message("nobody", 2), { from: "c", inbound: { handle: client.handle, packetId: 4 } });
     await client.handle.inbound.delete(2);
     await eventually(() => sub.got.length, 1);
     await restart();
@@ -920,12 +927,14 @@ export function lastingStoreContract(make: () => Promise<StorePlace>): void {
     const { store, restart } = await open();
     const away = await connect(store(), "away", { expirySec: 1, filters: [["t", 1]] });
     await connect(store(), "here", { expirySec: 100, filters: [["t", 1]] });
+    const connectedAt = (await store().query()).find(({ clientId }) => clientId === "here")?.connectedAt;
     await away.handle.close();
     await store().publish(message("t"));
     await restart();
     await eventually(async () => (await store().query()).map(({ clientId }) => clientId), ["here"]);
     const [info] = await store().query();
     assert.ok((info?.expiresAt ?? 0) > Date.now() + 90_000);
+    assert.equal(info?.connectedAt, connectedAt);
     await restart();
     assert.deepEqual(
       (await store().query()).map(({ clientId, queued, inflight }) => [clientId, queued + inflight]),

@@ -4,6 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before, describe, test } from "node:test";
 import { generate } from "selfsigned";
+import { createAuthority } from "../helpers/certificates.ts";
 import { loadSpec } from "../../kernel/config.ts";
 
 const dirs = join(import.meta.dirname, "../fixtures/plugins");
@@ -27,9 +28,11 @@ async function folder(files: Record<string, string>): Promise<string> {
 }
 
 async function load(cwd: string, path?: string, env: NodeJS.ProcessEnv = {}) {
-  const { spec, problems, warnings } = await loadSpec({ cwd, env, bins: [], ...(path === undefined ? {} : { path }) });
+  const options = { cwd, env, bins: [], ...(path === undefined ? {} : { path }) };
+  const { spec, problems, warnings, inputs } = await loadSpec(options);
   return {
     spec,
+    inputs,
     problems: problems.map(({ where, message }) => `${where}: ${message}`),
     codes: problems.map(({ code }) => code),
     warnings,
@@ -395,5 +398,49 @@ describe("certificates", () => {
       }),
     );
     assert.deepEqual([plain.problems, plain.spec?.proxies[0]?.listeners[0]?.tls], [[], undefined]);
+  });
+
+  test("of clients' authorities: one or several, inline or in a file, which is watched", async () => {
+    const tls = proxy([{ name: "c", cert: one.cert, key: one.private }]);
+    const ca = await createAuthority("one");
+    const [expired, second] = [old, await createAuthority("two")];
+    const read = async (text: string, files: Record<string, string> = {}) => {
+      const cwd = await folder({ "sluice.yaml": tls + text, ...files });
+      const { spec, problems, warnings, inputs } = await load(cwd);
+      const [listener] = spec?.proxies[0]?.listeners ?? [];
+      const about = warnings.filter(({ where }) => where.includes("clientCA")).map(({ message }) => message);
+      const { clientCA, clientCertificate: how } = listener?.tls ?? {};
+      const all = warnings.map(({ message }) => message).join("\n");
+      return { cwd, clientCA, how, problems, about, inputs, warnings: all };
+    };
+    const inline = await read(`clientCA: ${JSON.stringify(ca.cert)}\n`);
+    assert.deepEqual([inline.clientCA, inline.how, inline.problems, inline.about], [ca.cert, "require", [], []]);
+    // Nobody gets in without proof of who it is: no password needs to be asked for.
+    const open = /no rule for Connect/;
+    assert.doesNotMatch(inline.warnings, open);
+    assert.match((await read(`clientCA: ${JSON.stringify(ca.cert)}\nclientCertificate: optional\n`)).warnings, open);
+    const other = "listeners: [{ name: plain, port: 1 }]\n";
+    assert.match((await read(`clientCA: ${JSON.stringify(ca.cert)}\n${other}`)).warnings, open);
+    const bundle = `# two of them\n${ca.cert}\nand\n${second.cert}`;
+    const file = await read("clientCAFile: ca/all.pem\nclientCertificate: optional\n", { "ca/all.pem": bundle });
+    assert.deepEqual([file.clientCA, file.how, file.problems, file.about], [bundle, "optional", [], []]);
+    assert.ok(file.inputs.has(join(file.cwd, "ca/all.pem")));
+    const odd = await read("clientCAFile: ca.pem\n", { "ca.pem": `${expired.cert}\n${ca.cert}` });
+    assert.match(
+      odd.about.join("\n"),
+      /^certificate 1 of 2 is no authority's.*\ncertificate 1 of 2 has expired on .*$/,
+    );
+    const none = await read("clientCA: x\nclientCertificate: none\nusernameFrom: none\n");
+    assert.deepEqual([none.clientCA, none.how, none.problems], [undefined, "none", []]);
+    for (const [text, problem] of [
+      [`${ca.cert}\n${ca.cert.replace(/^M/m, "!")}`, /certificate 2 of 2 is not a certificate that can be read/],
+      [`${ca.cert}\n${one.private}`, /holds 1 parts of 2 that are no whole certificates/],
+      [ca.cert.replace(/-----END[^]*/, ""), /holds 1 parts of 1 that are no whole certificates/],
+      ["", /is not PEM/],
+    ] as const) {
+      const { problems } = await read("clientCAFile: ca.pem\n", { "ca.pem": text });
+      assert.match(problems.join("\n"), /^sluice\.yaml:\d+:1 > p > clientCAFile: [^\n]*$/);
+      assert.match(problems.join("\n"), problem);
+    }
   });
 });

@@ -49,7 +49,7 @@ describe("a config that is right", () => {
           address: { host: undefined, port: 1883 },
           proxyProtocol: false,
           tls: undefined,
-          path: undefined,
+          webSocket: undefined,
         },
       ],
       topicCacheSize: 100_000,

@@ -15,6 +15,7 @@ const tlvs = Buffer.concat([Buffer.from([0x05, 0, 4]), text("uniq"), Buffer.from
 const whole: [name: string, header: Buffer, address: string | undefined][] = [
   ["1, IPv4", text("PROXY TCP4 192.0.2.7 198.51.100.1 12345 1883\r\n"), "192.0.2.7"],
   ["1, IPv6", text("PROXY TCP6 2001:db8::7 2001:db8::1 0 65535\r\n"), "2001:db8::7"],
+  ["1, IPv4 in IPv6", text("PROXY TCP6 ::ffff:192.0.2.7 ::1 1 2\r\n"), "192.0.2.7"],
   ["1, unknown", text("PROXY UNKNOWN\r\n"), undefined],
   ["1, unknown with addresses", text("PROXY UNKNOWN ffff::1 ffff::2 1 2\r\n"), undefined],
   ["2, IPv4", binaryHeader({ addresses: v4 }), "192.0.2.7"],

@@ -31,6 +31,13 @@ test("a message reaches the proxy under v1 and v2, with and without a trailing s
   }
 });
 
+test("retain: true is handed on", async (t) => {
+  const proxies = createMemoryProxies("mqttproxy");
+  const api = await startAdminApi(t, { overrides: proxies });
+  assert.equal((await api.call("POST", path, { topic: "a", payload: "x", retain: true })).status, 200);
+  assert.equal(proxies.published[0]?.retain, true);
+});
+
 test("a body that is labelled as a form, as curl -d does, is understood", async (t) => {
   const proxies = createMemoryProxies("mqttproxy");
   const api = await startAdminApi(t, { overrides: proxies });
@@ -46,6 +53,7 @@ test("absent fields have Easegress' defaults; distributed and unknown fields don
   const bodies = [
     { topic: "a" },
     { topic: "a", qos: null, payload: null, base64: null },
+    { topic: "a", qos: 2 },
     { topic: "a", distributed: true, retain: false, extra: { deep: 1 } },
     { Topic: "a", QoS: 1, Payload: "x" },
   ];
@@ -54,6 +62,7 @@ test("absent fields have Easegress' defaults; distributed and unknown fields don
   assert.deepEqual(seen, [
     ["a", 0, ""],
     ["a", 0, ""],
+    ["a", 2, ""],
     ["a", 0, ""],
     ["a", 1, "x"],
   ]);

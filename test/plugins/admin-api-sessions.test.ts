@@ -23,7 +23,7 @@ test("a session is shown with its state", async (t) => {
   const api = await startAdminApi(t, { overrides: proxies });
   const answer = await api.call("GET", query);
   assert.equal(answer.headers.get("content-type"), "application/json; charset=utf-8");
-  const common = { topic: "", connectedAt: "2026-01-02T03:04:05.000Z" };
+  const common = { topic: "", connectedAt: "2026-01-02T03:04:05.000Z", expiresAt: null };
   assert.deepEqual(answer.json, {
     sessions: [
       {

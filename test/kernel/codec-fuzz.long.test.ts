@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { createDecoder } from "../../kernel/codec.ts";
+import { validConnect } from "../fixtures/malformed-packets.ts";
 import { validConnectV5 } from "../fixtures/malformed-v5.ts";
 import { fuzzV5 } from "../helpers/fuzz-v5.ts";
 import { createRandom } from "../helpers/random.ts";
@@ -10,13 +11,21 @@ test("a million mutated streams of MQTT 5 never throw, and come out the same how
   assert.ok(refused > 250_000 && passed > 250_000, `${refused} refused, ${passed} packets passed`);
 });
 
-test("millions of random bytes behind a CONNECT never throw, and memory stays flat", () => {
+for (const [version, connect] of [
+  ["3.1.1", validConnect],
+  ["5", validConnectV5],
+] as const) {
+  test(`millions of random bytes behind a CONNECT of ${version} never throw, and memory stays flat`, () =>
+    noise(connect));
+}
+
+function noise(connect: Buffer): void {
   const random = createRandom(55);
   let refused = 0;
   const heapAt: number[] = [];
   for (let round = 0; round < 300_000; round++) {
     const decoder = createDecoder({ maxPacketBytes: 1 << 20, onPacket: () => true });
-    decoder.push(Buffer.from(validConnectV5));
+    decoder.push(Buffer.from(connect));
     const bytes = Buffer.alloc(1 + random(32));
     for (let at = 0; at < bytes.length; at++) bytes[at] = random(256);
     if (decoder.push(bytes) !== undefined) refused++;
@@ -28,4 +37,4 @@ test("millions of random bytes behind a CONNECT never throw, and memory stays fl
   const [early = 0, late = 0] = heapAt;
   assert.ok(late < early + 64 * 1024 * 1024, `the heap grew from ${early} to ${late}`);
   assert.ok(refused > 100_000, `${refused} refused`);
-});
+}
