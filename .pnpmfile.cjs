@@ -4,7 +4,7 @@
  * JSON schemas stay where they are. The lockfile holds this file's checksum: after a change here,
  * `npx pnpm@10.34.9 install --lockfile-only --no-frozen-lockfile` brings it up to date.
  */
-const { existsSync } = require("node:fs");
+const { existsSync, mkdirSync, writeFileSync } = require("node:fs");
 const { join } = require("node:path");
 
 /** `./x.ts` -> `./dist/x.js`, at any depth; what is not a path of a TypeScript file stays as it is. */
@@ -23,8 +23,23 @@ function toBuilt(value, dir, extension = ".js") {
   );
 }
 
+/**
+ * The distribution is the workspace's root. It holds no code, so its bin, which is the kernel's in the workspace, becomes a
+ * file that runs the kernel's. `private` keeps it from being published otherwise than packed.
+ */
+function packDistribution(manifest, dir) {
+  const packed = { ...manifest, bin: { sluice: "./dist/sluice.js" } };
+  for (const field of ["private", "scripts", "devDependencies", "packageManager"]) delete packed[field];
+  mkdirSync(join(dir, "dist"), { recursive: true });
+  writeFileSync(join(dir, "dist/sluice.js"), '#!/usr/bin/env node\nimport "@sluice/kernel/cli";\n', { mode: 0o755 });
+  return packed;
+}
+
 function beforePacking(manifest, dir) {
+  if (manifest.name === "sluice") return packDistribution(manifest, dir);
   const packed = { ...manifest };
+  // Where it is installed, `sluice` is the distribution's.
+  if (manifest.name === "@sluice/kernel") delete packed.bin;
   for (const field of ["exports", "bin", "main"]) {
     if (field in packed) packed[field] = toBuilt(packed[field], dir);
   }

@@ -18,10 +18,11 @@ import { isKernelKind, kernelKindNames, kernelSchemas, type KernelKind } from ".
 import { type ReadListener, readListeners } from "./listener-options.ts";
 import type { FilterKind, ServiceKind } from "./plugin.ts";
 import { inspect } from "./isolation.ts";
+import type { PluginModules } from "./plugin-modules.ts";
 import { findPlugins, type Registry } from "./registry.ts";
 import { schemaCompiler, type Compile } from "./schema.ts";
 import { showDocument, toGatewaySpec, toIsolationSpec, toPipelineSpec, toProxySpec } from "./spec-builder.ts";
-import type { ObjectRef, Spec } from "./spec.ts";
+import type { KindOrigin, ObjectRef, Spec } from "./spec.ts";
 
 export type { Problem } from "./documents.ts";
 
@@ -38,6 +39,8 @@ export interface LoadOptions {
   readonly compile?: Compile;
   /** Folders of packages, absolute, that hide their installed namesakes: what is being developed. */
   readonly ahead?: readonly string[];
+  /** Where a gateway may run already: what it has in memory of the plugins' code. */
+  readonly modules?: PluginModules;
 }
 
 /** Where a document stands. */
@@ -85,8 +88,9 @@ export async function loadSpec(o: LoadOptions): Promise<LoadedSpec> {
     found.problem(entry.where(["kind"]), "a config has one Gateway document at most: merge them");
   const gateway = toGatewaySpec(gateways[0]?.valid === true ? gateways[0].options : undefined, files.folder);
   await checkFolders(gateways[0], gateway.plugins.dirs, found);
-  const { ahead = [], bins } = o;
-  const registry = await findPlugins({ ahead, folder: files.folder, dirs: gateway.plugins.dirs, bins, compile });
+  const { ahead = [], bins, modules } = o;
+  const { folder } = files;
+  const registry = await findPlugins({ ahead, folder, dirs: gateway.plugins.dirs, bins, compile, modules });
   const entries = [...written, ...impliedEntries(registry, written, found)];
 
   // All options are validated before any plugin's code runs.
@@ -123,7 +127,7 @@ export async function loadSpec(o: LoadOptions): Promise<LoadedSpec> {
     registry,
     problems,
     warnings,
-    inputs: files.inputs,
+    inputs: new Set([...files.inputs, ...registry.inputs()]),
     path: files.path,
     texts: files.texts,
     written: written.flatMap(({ kind, name, raw: { file, index } }) => (file ? [{ kind, name, file, index }] : [])),
@@ -131,6 +135,11 @@ export async function loadSpec(o: LoadOptions): Promise<LoadedSpec> {
   if (problems.length > 0 || files.path === undefined) return { spec: undefined, ...read };
 
   const schemaOf = (kind: string) => (isKernelKind(kind) ? kernelSchemas[kind] : registry.schema(kind));
+  const originOf = (kind: string): KindOrigin => {
+    const origin = registry.origin(kind);
+    if (!origin) throw new Error(`${kind} comes from no package, and no problem says so`);
+    return { package: origin.package, version: origin.version };
+  };
   const spec: Spec = {
     path: files.path,
     folder: files.folder,
@@ -141,10 +150,11 @@ export async function loadSpec(o: LoadOptions): Promise<LoadedSpec> {
         (listeners[index] ?? []).map((one) => one.spec),
       ),
     ),
-    pipelines: pipelines.map(toPipelineSpec),
+    pipelines: pipelines.map((pipeline) => toPipelineSpec(pipeline, originOf)),
     services: services.map((service) => ({
       name: service.name,
       kind: codes.get(service.kind) as ServiceKind,
+      from: originOf(service.kind),
       options: service.options,
     })),
     where: whereOf(listeners.flat(), pipelines, services),

@@ -18,7 +18,7 @@ import {
 import { createHost, type HostSource, type RootLogger, type SharedHost, systemClock } from "./host.ts";
 import { kernelKinds } from "./kernel-kinds.ts";
 import { createMetrics } from "./metrics.ts";
-import { makePlan } from "./plan.ts";
+import { isSuccessor, makePlan } from "./plan.ts";
 import type { ConfigControl, Host, ObjectHealth, Plan } from "./plugin.ts";
 import type { Registry } from "./registry.ts";
 import type { Spec } from "./spec.ts";
@@ -159,9 +159,9 @@ export function createGateway(o: { log: RootLogger; version: string; startDeadli
   /** @throws SluiceError RESTART_NEEDED */
   function refuseOtherStore(spec: Spec): void {
     const [old, next] = [running.spec && storeServiceOf(running.spec), storeServiceOf(spec)];
-    const isSame =
-      old?.name === next?.name && old?.kind === next?.kind && isDeepStrictEqual(old?.options, next?.options);
-    if (isSame) return;
+    // Other code of the same kind waits for a restart, and keeps nothing else waiting.
+    const isSame = old && next && old.name === next.name && isSuccessor(old, next);
+    if (isSame ? isDeepStrictEqual(old.options, next.options) : old === next) return;
     const { name, kind } = next ?? old ?? { name: "", kind: { kind: "" } };
     throw new SluiceError(
       "RESTART_NEEDED",

@@ -4,7 +4,7 @@ import { configError, messageOf, SluiceError } from "./errors.ts";
 import { createHost, type HostSource } from "./host.ts";
 import { createPipeline, type FilterInstance, type Pipeline } from "./pipeline.ts";
 import type { Clock, Service } from "./plugin.ts";
-import { filterChanges, filtersOf } from "./plan.ts";
+import { filterChanges, filtersOf, isSuccessor } from "./plan.ts";
 import { createProxy, type Proxy, type ProxyChange } from "./proxy.ts";
 import type { FilterSpec, ObjectRef, PipelineSpec, ServiceSpec, Spec } from "./spec.ts";
 import type { Store } from "./store.ts";
@@ -104,8 +104,7 @@ export async function buildGeneration(running: Generation, spec: Spec, workshop:
         services.set(wanted.name, old);
         continue;
       }
-      // Of another version of its package it is the same kind: its socket has to pass to the new one all the same.
-      const previous = old?.spec.kind.kind === wanted.kind.kind ? old.service : undefined;
+      const previous = old && isSuccessor(old.spec, wanted) ? old.service : undefined;
       const made = await located(
         spec,
         { family: "service", name: wanted.name },
@@ -125,9 +124,10 @@ export async function buildGeneration(running: Generation, spec: Spec, workshop:
     next: { spec, filters, pipelines, services, proxies },
     rollback,
     commit() {
-      for (const [name, { filter, kind }] of filters) {
+      for (const [name, next] of filters) {
+        const { filter } = next;
         const old = running.filters.get(name);
-        if (!old || old.filter === filter || old.kind.kind !== kind.kind) continue;
+        if (!old || old.filter === filter || !isSuccessor(old, next)) continue;
         try {
           filter.adopt?.(old.filter);
         } catch (error) {
@@ -241,7 +241,7 @@ function pipelineOf(
 }
 
 async function createFilter(
-  { name, kind, options, isolation }: FilterSpec,
+  { name, kind, from, options, isolation }: FilterSpec,
   { source, startDeadlineMs }: Workshop,
 ): Promise<FilterInstance> {
   const [pipeline, filterName] = splitName(name);
@@ -252,6 +252,7 @@ async function createFilter(
     return {
       name: filterName,
       kind,
+      from,
       filter,
       options,
       isolation,

@@ -18,7 +18,12 @@ export interface SearchPlace {
   /** Names listed as dependencies that are not installed. */
   readonly missing: readonly string[];
   readonly implied: readonly ImpliedDocument[];
+  /** Files, there or not, that a package manager writes last when it changes what is installed here. */
+  readonly receipts: readonly string[];
 }
+
+/** Of npm, pnpm, and yarn. */
+const receiptNames = [".package-lock.json", ".pnpm/lock.yaml", ".yarn-integrity", ".yarn-state.yml"];
 
 type Json = Record<string, unknown>;
 
@@ -31,7 +36,13 @@ export async function searchPlaces(o: {
 }): Promise<SearchPlace[]> {
   const places: SearchPlace[] = [];
   for (const folder of o.ahead ?? []) {
-    places.push({ label: `the package ${folder}`, folders: [await realpath(folder)], missing: [], implied: [] });
+    places.push({
+      label: `the package ${folder}`,
+      folders: [await realpath(folder)],
+      missing: [],
+      implied: [],
+      receipts: [],
+    });
   }
   const nearest = (await packageFilesAbove(o.folder))[0];
   if (nearest !== undefined) places.push(await dependenciesOf(nearest, false));
@@ -53,9 +64,12 @@ export async function searchPlaces(o: {
 /** Each package once, though several places may have it. */
 export async function packagesIn(places: readonly SearchPlace[]): Promise<{ folder: string; json: Json | Error }[]> {
   const folders = new Set(places.flatMap((place) => place.folders));
-  return Promise.all(
-    [...folders].map(async (folder) => ({ folder, json: await readJson(join(folder, "package.json")) })),
-  );
+  return Promise.all([...folders].map(async (folder) => ({ folder, json: await readPackage(folder) })));
+}
+
+/** Its package.json, or why it can't be read. */
+export function readPackage(folder: string): Promise<Json | Error> {
+  return readJson(join(folder, "package.json"));
 }
 
 async function readJson(file: string): Promise<Json | Error> {
@@ -92,23 +106,25 @@ async function packageFilesAbove(folder: string): Promise<string[]> {
 
 async function dependenciesOf(file: string, distribution: boolean): Promise<SearchPlace> {
   const json = await readJson(file);
-  if (json instanceof Error) return { label: `${file} (${json.message})`, folders: [], missing: [], implied: [] };
+  const receipts = receiptNames.map((name) => join(dirname(file), "node_modules", name));
+  if (json instanceof Error)
+    return { label: `${file} (${json.message})`, folders: [], missing: [], implied: [], receipts };
   const required = Object.keys(json["dependencies"] ?? {});
   const optional = Object.keys(json["optionalDependencies"] ?? {});
   const folders: string[] = [];
   const missing: string[] = [];
   for (const name of new Set([...required, ...optional])) {
-    const folder = await resolve(name, dirname(file));
+    const folder = await resolvePackage(name, dirname(file));
     if (folder !== undefined) folders.push(folder);
     else if (!optional.includes(name)) missing.push(name);
   }
   const listed = (json["sluice"] as Json | undefined)?.["implied"];
   const implied = distribution && Array.isArray(listed) ? (listed as ImpliedDocument[]) : [];
-  return { label: `the dependencies in ${file}`, folders, missing, implied };
+  return { label: `the dependencies in ${file}`, folders, missing, implied, receipts };
 }
 
-/** As node resolves a package name: the nearest node_modules that has it. */
-async function resolve(name: string, from: string): Promise<string | undefined> {
+/** As node resolves a package name: the real folder of the nearest node_modules that has it; undefined where none does. */
+export async function resolvePackage(name: string, from: string): Promise<string | undefined> {
   for (const at of upwards(from)) {
     if (basename(at) === "node_modules") continue;
     const folder = join(at, "node_modules", name);
@@ -135,5 +151,5 @@ async function packagesBelow(dir: string): Promise<SearchPlace> {
   for (const folder of candidates) {
     if (await exists(join(folder, "package.json"))) folders.push(await realpath(folder));
   }
-  return { label: `the packages in ${dir}`, folders, missing: [], implied: [] };
+  return { label: `the packages in ${dir}`, folders, missing: [], implied: [], receipts: [] };
 }

@@ -14,7 +14,7 @@ import type {
   PacketType,
   Reason,
 } from "./plugin.ts";
-import type { IsolationSpec, PipelineSpec } from "./spec.ts";
+import type { IsolationSpec, KindOrigin, PipelineSpec } from "./spec.ts";
 import { createThrottle } from "./throttle.ts";
 
 const passed: Outcome = { kind: "passed" };
@@ -60,6 +60,7 @@ export interface Pipeline {
 export interface FilterInstance {
   readonly name: string;
   readonly kind: FilterKind;
+  readonly from: KindOrigin;
   readonly filter: Filter;
   /** What it was made from: a filter whose kind and options are the same is kept over a change. */
   readonly options: unknown;

@@ -1,7 +1,7 @@
 /** Pure: (running, wanted) -> what is kept, built, changed and dropped. */
 import { isDeepStrictEqual } from "node:util";
 import type { Plan, PlanItem } from "./plugin.ts";
-import type { FilterSpec, ListenerSpec, PipelineSpec, ProxySpec, Spec } from "./spec.ts";
+import type { FilterSpec, KindOrigin, ListenerSpec, PipelineSpec, ProxySpec, ServiceSpec, Spec } from "./spec.ts";
 
 /** Proxy options that connections which are open already don't get. */
 const forNewConnections = [
@@ -23,10 +23,7 @@ export function makePlan(running: Spec | undefined, wanted: Spec): Plan {
   const items = [
     ...gatewayItems(running, wanted),
     ...serviceItems(running, wanted),
-    ...compare(filtersOf(running), filtersOf(wanted), (old, next) => ({
-      kind: next.kind.kind,
-      fields: filterChanges(old, next),
-    })),
+    ...compare(filtersOf(running), filtersOf(wanted), compareFilters),
     ...compare(running?.pipelines ?? [], wanted.pipelines, (old, next) => ({
       kind: "Pipeline",
       fields: differing(shapeOf(old), shapeOf(next)),
@@ -43,17 +40,48 @@ export function makePlan(running: Spec | undefined, wanted: Spec): Plan {
   return { items, isEmpty: items.every(({ action }) => action === "keep") };
 }
 
+type Difference = { kind: string; fields: readonly string[]; notes?: readonly string[]; isUpgrade?: boolean };
+
+/** Whether an instance of `next` may take over from one of `old`: the same kind of the same package, of any version. */
+export function isSuccessor(old: Instance, next: Instance): boolean {
+  return old.kind.kind === next.kind.kind && old.from.package === next.from.package;
+}
+
+interface Instance {
+  readonly kind: { readonly kind: string };
+  readonly from: KindOrigin;
+}
+
+function compareInstances(old: FilterSpec | ServiceSpec, next: FilterSpec | ServiceSpec): Difference {
+  const { kind } = next.kind;
+  if (!isSuccessor(old, next)) return { kind, fields: ["kind"] };
+  const fields = differing(old.options, next.options);
+  if (old.kind === next.kind) return { kind, fields };
+  const [before, after] = [old.from.version, next.from.version];
+  const what =
+    before === after
+      ? `new code of ${next.from.package} ${after}`
+      : `upgrade ${next.from.package} ${before} -> ${after}`;
+  return { kind, fields, notes: [what], isUpgrade: true };
+}
+
+function compareFilters(old: FilterSpec, next: FilterSpec): Difference {
+  if (!old.isolation && !next.isolation) return compareInstances(old, next);
+  return { kind: next.kind.kind, fields: filterChanges(old, next) };
+}
+
 function serviceItems(running: Spec | undefined, wanted: Spec): PlanItem[] {
-  const items = compare(running?.services ?? [], wanted.services, (old, next) => ({
-    kind: next.kind.kind,
-    fields: old.kind === next.kind ? differing(old.options, next.options) : ["kind"],
-  }));
+  const items = compare(running?.services ?? [], wanted.services, compareInstances);
   if (!running) return items;
   const stores = new Set(
     [...running.services, ...wanted.services].filter(({ kind }) => kind.role === "store").map(({ name }) => name),
   );
-  const notes = ["refused while the gateway runs: restart it for this change"];
-  return items.map((item) => (item.action !== "keep" && stores.has(item.name) ? { ...item, notes } : item));
+  return items.map((item) => {
+    if (item.action === "keep" || !stores.has(item.name)) return item;
+    const isUpgrade = item.action === "change" && item.fields.length === 0;
+    const note = isUpgrade ? "after a restart" : "refused while the gateway runs: restart it for this change";
+    return { ...item, notes: [...item.notes, note] };
+  });
 }
 
 interface Named {
@@ -64,14 +92,14 @@ interface Named {
 function compare<T extends Named>(
   running: readonly T[],
   wanted: readonly T[],
-  diff: (old: T, next: T) => { kind: string; fields: readonly string[]; notes?: readonly string[] },
+  diff: (old: T, next: T) => Difference,
 ): PlanItem[] {
   const old = new Map(running.map((each) => [each.name, each]));
   const names = new Set(wanted.map(({ name }) => name));
   const items = wanted.map((next): PlanItem => {
     const previous = old.get(next.name);
-    const { kind, fields, notes = [] } = diff(previous ?? next, next);
-    const action = !previous ? "build" : fields.length > 0 ? "change" : "keep";
+    const { kind, fields, notes = [], isUpgrade = false } = diff(previous ?? next, next);
+    const action = !previous ? "build" : fields.length > 0 || isUpgrade ? "change" : "keep";
     return { kind, name: next.name, action, fields, notes };
   });
   const dropped = running

@@ -18,12 +18,26 @@ export interface KindSource {
   readonly entry: string;
 }
 
+/** By which URL a file of the package is imported, where there may be an earlier version of it in memory. */
+export interface EntryUrls {
+  url(file: string): Promise<string>;
+  /** An import by this URL has failed. */
+  failed(url: string): void;
+}
+
 /** @throws SluiceError PLUGIN_BROKEN, PLUGIN_DEPENDENCY_MISSING, PLUGIN_START_TIMEOUT */
 export async function importKind(
   { kind, family, package: name, entry }: KindSource,
   deadlineMs: number,
+  urls?: EntryUrls,
 ): Promise<FilterKind | ServiceKind> {
-  const module = await importWithin(entry, `${kind} of the package ${name}`, deadlineMs);
+  const url = await urls?.url(entry);
+  const module = await importWithin(entry, `${kind} of the package ${name}`, deadlineMs, url).catch(
+    (error: unknown) => {
+      if (url !== undefined) urls?.failed(url);
+      throw error;
+    },
+  );
   const code = defaultExport(module);
   const faults = family === "filter" ? filterFaults(kind, code) : serviceFaults(kind, code);
   if (faults.length > 0) {
@@ -35,11 +49,12 @@ export async function importKind(
   return code as FilterKind | ServiceKind;
 }
 
-/** Imports a plugin's file under the start deadline; `what` names it in the errors. */
+/** Imports a plugin's file, by its URL where that has a query, under the start deadline; `what` names it in the errors. */
 export async function importWithin(
   entry: string,
   what: string,
   deadlineMs = standardImportDeadlineMs,
+  url = pathToFileURL(entry).href,
 ): Promise<unknown> {
   let timer: NodeJS.Timeout | undefined;
   const deadline = new Promise<never>((_, reject) => {
@@ -55,7 +70,7 @@ export async function importWithin(
     );
   });
   try {
-    return await Promise.race([import(pathToFileURL(entry).href), deadline]);
+    return await Promise.race([import(url), deadline]);
   } catch (error) {
     throw importError(error, entry, what);
   } finally {

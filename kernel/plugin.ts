@@ -242,7 +242,8 @@ export interface Filter {
   /**
    * A config change replaces `previous`, of the same kind and name, by this instance: take over what need not be opened
    * anew. Called once all that is new is built, before the first `handle`; packets under way still finish in `previous`,
-   * which is closed after them. A throw is logged and changes nothing.
+   * which is closed after them. After an upgrade `previous` is an object of the package's earlier version: rely on what
+   * both know. A throw is logged and changes nothing.
    */
   adopt?(previous: Filter): void;
   /** Called once, after the last `handle` has settled or its deadline has passed. */
@@ -305,7 +306,8 @@ export interface Service {
   /**
    * A config change replaces `previous`, of the same kind and name: note what this instance will take over when `previous`
    * is stopped, which is after the change has been made. Called before `start`; the change may still be given up, and then
-   * this instance is stopped and `previous` goes on.
+   * this instance is stopped and `previous` goes on. After an upgrade `previous` is an object of the package's earlier
+   * version: rely on what both know.
    */
   adopt?(previous: Service): void;
   start?(): void | Promise<void>;
@@ -490,7 +492,10 @@ export interface PlanItem {
   readonly action: "keep" | "build" | "change" | "drop";
   /** Of a change: the options that differ. */
   readonly fields: readonly string[];
-  /** What does not take effect at once, in words: "for new connections: maxInflight". */
+  /**
+   * In words: what does not take effect at once ("for new connections: maxInflight"), and the code that was upgraded
+   * ("upgrade sluice-stamp 1.0.0 -> 1.1.0").
+   */
   readonly notes: readonly string[];
 }
 

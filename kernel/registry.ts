@@ -1,4 +1,5 @@
 /** Which kinds the installed packages provide: manifests read and checked without running anything, code imported when a kind is in use. */
+import { join, sep } from "node:path";
 import semver from "semver";
 import { SluiceError, type Code } from "./errors.ts";
 import { isKernelKind } from "./kernel-kinds.ts";
@@ -6,7 +7,9 @@ import { readManifest, type Manifest, type PackageProblem } from "./manifest.ts"
 import { packagesIn, searchPlaces, type ImpliedDocument, type SearchPlace } from "./packages.ts";
 import { importKind, standardImportDeadlineMs, type KindSource } from "./plugin-code.ts";
 import type { FilterKind, KindInfo, ServiceKind } from "./plugin.ts";
+import type { PluginModules } from "./plugin-modules.ts";
 import { schemaCompiler, type Compile, type Validate } from "./schema.ts";
+import type { KindOrigin } from "./spec.ts";
 import { didYouMean } from "./suggest.ts";
 
 /** The plugin API's version, which `engines.sluice` of a plugin's package.json is matched against. */
@@ -25,6 +28,8 @@ export interface Registry {
   /** Where its code is, without importing it. @throws SluiceError as `load`, but for what only an import shows */
   source(kind: string, others?: readonly string[]): KindSource;
   family(kind: string): "filter" | "service" | undefined;
+  /** The package that provides the kind. */
+  origin(kind: string): KindOrigin | undefined;
   schema(kind: string): object | undefined;
   /** Checks a kind's options and fills in their defaults. */
   validator(kind: string): Validate | undefined;
@@ -33,6 +38,8 @@ export interface Registry {
   problems(): readonly PackageProblem[];
   /** Documents that the distribution adds to every config that has none of their kind. */
   implied(): readonly ImpliedDocument[];
+  /** Files, there or not, in which it shows that packages were added, removed or changed. */
+  inputs(): readonly string[];
 }
 
 export async function findPlugins(o: {
@@ -47,6 +54,8 @@ export async function findPlugins(o: {
   readonly compile?: Compile;
   /** How long a plugin's module may take to import. */
   readonly importDeadlineMs?: number;
+  /** The code that is in memory already; without it, code is imported as this process first saw it. */
+  readonly modules?: PluginModules | undefined;
 }): Promise<Registry> {
   const compile = o.compile ?? schemaCompiler();
   const places = await searchPlaces(o);
@@ -64,7 +73,7 @@ export async function findPlugins(o: {
     if ("problem" in checked) problems.push(checked.problem);
     else plugins.push(checked);
   }
-  return registryOf(plugins, problems, places, o.importDeadlineMs ?? standardImportDeadlineMs);
+  return registryOf({ ...o, plugins, problems, places });
 }
 
 interface Plugin {
@@ -103,12 +112,19 @@ function check(manifest: Manifest, compile: Compile): Plugin | { problem: Packag
   return { manifest, validators };
 }
 
-function registryOf(
-  plugins: readonly Plugin[],
-  problems: PackageProblem[],
-  places: readonly SearchPlace[],
-  deadlineMs: number,
-): Registry {
+function registryOf({
+  plugins,
+  problems,
+  places,
+  importDeadlineMs: deadlineMs = standardImportDeadlineMs,
+  modules,
+}: {
+  readonly plugins: readonly Plugin[];
+  readonly problems: PackageProblem[];
+  readonly places: readonly SearchPlace[];
+  readonly importDeadlineMs?: number;
+  readonly modules?: PluginModules | undefined;
+}): Registry {
   const providers = new Map<string, Plugin[]>();
   const commands = new Map<string, { package: string; entry: string }>();
   for (const plugin of plugins) {
@@ -139,6 +155,7 @@ function registryOf(
     });
   }
 
+  const inUse = new Set<string>();
   const loading = new Map<string, Promise<FilterKind | ServiceKind>>();
   const loaded = new Map<string, FilterKind | ServiceKind>();
   /** Undefined also where two provide it, since neither is to be preferred. */
@@ -197,9 +214,15 @@ function registryOf(
     has: (kind) => providers.has(kind),
     async load(kind, others = []) {
       const from = source(kind, others);
+      const manifest = find(kind, others);
+      for (const file of filesThatTell(manifest, kind)) inUse.add(file);
       let promise = loading.get(kind);
       if (promise === undefined) {
-        promise = importKind(from, deadlineMs).then((code) => {
+        const urls = modules && {
+          url: (file: string) => modules.url(manifest, file),
+          failed: (url: string) => modules.failed(manifest, url),
+        };
+        promise = importKind(from, deadlineMs, urls).then((code) => {
           loaded.set(kind, code);
           return code;
         });
@@ -208,12 +231,22 @@ function registryOf(
       return promise;
     },
     family: (kind) => declared(kind)?.family,
+    origin: (kind) => provider(kind)?.manifest,
     schema: (kind) => declared(kind)?.schema,
     validator: (kind) => provider(kind)?.validators.get(kind),
     commands: () => commands,
     problems: () => problems,
     implied: () => places.flatMap((place) => place.implied),
+    inputs: () => [...places.flatMap((place) => place.receipts), ...inUse],
   };
+}
+
+/** In which it shows that a kind's code has changed. */
+function filesThatTell({ folder, kinds }: Manifest, kind: string): string[] {
+  const entry = kinds.get(kind)?.entry;
+  // What lies in node_modules changes by an install, at the end of which the package manager says so.
+  if (entry === undefined || folder.split(sep).includes("node_modules")) return [];
+  return [join(folder, "package.json"), entry];
 }
 
 const isFilter = (code: FilterKind | ServiceKind): code is FilterKind => "packets" in code;

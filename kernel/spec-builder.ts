@@ -5,7 +5,15 @@ import { isMap, type Entry } from "./entry.ts";
 import type { ConfigDocument, FilterKind, PacketType } from "./plugin.ts";
 import type { KindSource } from "./plugin-code.ts";
 import { redact } from "./schema-walk.ts";
-import type { FlowNode, GatewaySpec, IsolationSpec, ListenerSpec, PipelineSpec, ProxySpec } from "./spec.ts";
+import type {
+  FlowNode,
+  GatewaySpec,
+  IsolationSpec,
+  KindOrigin,
+  ListenerSpec,
+  PipelineSpec,
+  ProxySpec,
+} from "./spec.ts";
 
 /** As the schema has checked them: what the spec holds, but for rules by packet type and times in milliseconds. */
 type ProxyOptions = Omit<
@@ -50,7 +58,7 @@ export function toProxySpec(entry: Entry, listeners: readonly ListenerSpec[]): P
   };
 }
 
-export function toPipelineSpec(entry: PipelineEntry): PipelineSpec {
+export function toPipelineSpec(entry: PipelineEntry, originOf: (kind: string) => KindOrigin): PipelineSpec {
   const { timeout, data } = entry.options as { timeout: number; data: Record<string, unknown> };
   const steps: readonly FlowNode[] = flowOf(entry).map(({ filter, alias, jumpIf }) => ({ filter, alias, jumpIf }));
   const all = entry.filters.map(({ name }) => ({ filter: name, alias: name, jumpIf: {} }));
@@ -60,6 +68,7 @@ export function toPipelineSpec(entry: PipelineEntry): PipelineSpec {
     filters: entry.filters.map((filter) => ({
       name: filter.name,
       kind: codeOf(filter),
+      from: originOf(filter.kind),
       options: filter.options,
       ...(filter.isolation && { isolation: filter.isolation }),
     })),

@@ -127,10 +127,17 @@ export interface IsolationSpec {
   readonly maxBytes: number;
 }
 
+/** The package that a kind comes from. */
+export interface KindOrigin {
+  readonly package: string;
+  readonly version: string;
+}
+
 export interface FilterSpec {
   readonly name: string;
   /** Of an isolated filter: what stands for it in this thread, another object at each reading of the config. */
   readonly kind: FilterKind;
+  readonly from: KindOrigin;
   /** Without `name` and `kind`, defaults applied. */
   readonly options: unknown;
   readonly isolation?: IsolationSpec | undefined;
@@ -157,6 +164,7 @@ export interface PipelineSpec {
 export interface ServiceSpec {
   readonly name: string;
   readonly kind: ServiceKind;
+  readonly from: KindOrigin;
   readonly options: unknown;
 }
 

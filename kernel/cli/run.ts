@@ -3,6 +3,7 @@ import { constants } from "node:os";
 import { pino, type DestinationStream, type Logger } from "pino";
 import { loadSpec } from "../config.ts";
 import { createGateway, type Gateway } from "../gateway.ts";
+import { createPluginModules } from "../plugin-modules.ts";
 import { createReloader } from "../reload.ts";
 import { schemaCompiler } from "../schema.ts";
 import { type Watcher, watchInputs } from "../watch.ts";
@@ -18,7 +19,12 @@ export async function run(
   // The config says the level, and whether it can be read at all is not known yet.
   const log = pino({ timestamp: pino.stdTimeFunctions.isoTime }, await logStream(cli));
   const gateway = createGateway({ log, version: cli.version });
-  const from = { ...cli, compile: schemaCompiler(), ...(config === undefined ? {} : { path: config }) };
+  const from = {
+    ...cli,
+    compile: schemaCompiler(),
+    modules: createPluginModules({ log, metrics: gateway.host.metrics }),
+    ...(config === undefined ? {} : { path: config }),
+  };
   const reloader = createReloader({
     load: (overlay = new Map()) => load({ ...from, overlay }),
     gateway,
@@ -56,6 +62,7 @@ export async function run(
   log.info({ signal }, "stopping");
   watcher?.close();
   await gateway.stop();
+  from.modules.close();
   // Only now: without a listener, a SIGHUP would end the process in the middle of its stop.
   process.off("SIGHUP", onHangup);
   signals.release();

@@ -14,7 +14,8 @@ const isolated = await inspect(rogueIsolation("Rogue", { maxPackets: 10_000, max
 /** As many connections as `lanes` publish, each its next packet when the last one is through. */
 async function measure(of: FilterKind, filter: Filter, payload: Buffer, lanes: number, packets: number): Promise<void> {
   const { host, metricValue } = createTestHost();
-  const instance = { name: "one", kind: of, filter, options, close: () => Promise.resolve() };
+  const from = { package: "rogue", version: "1.0.0" };
+  const instance = { name: "one", kind: of, from, filter, options, close: () => Promise.resolve() };
   const flow = [{ filter: "one", alias: "one", jumpIf: {} }];
   const spec = { name: "bench", flow, filters: [], data: {}, timeoutMs: 30_000 };
   const pipeline = createPipeline(spec, new Map([["one", instance]]), host);

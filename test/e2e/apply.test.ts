@@ -4,17 +4,13 @@ import { chmod, lstat, mkdir, mkdtemp, readdir, readFile, rename, rm, symlink, w
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { test, type TestContext } from "node:test";
-import { fileURLToPath } from "node:url";
 import mqtt, { type MqttClient } from "mqtt";
 import { pino } from "pino";
-import { loadSpec } from "../../kernel/config.ts";
-import { createGateway, type Gateway } from "../../kernel/gateway.ts";
+import type { Gateway } from "../../kernel/gateway.ts";
 import type { ConfigChange, ConfigDocument, Plan } from "../../kernel/plugin.ts";
-import { createReloader, type Reloader } from "../../kernel/reload.ts";
-import { watchInputs } from "../../kernel/watch.ts";
+import type { Reloader } from "../../kernel/reload.ts";
 import { eventually } from "../helpers/eventually.ts";
-
-const bin = fileURLToPath(new URL("../../kernel/cli.ts", import.meta.url));
+import { bin, createGateway, createReloader, loadSpec, watchInputs } from "../helpers/gateway-under-test.ts";
 
 const proxy = `# Devices.
 kind: MQTTProxy

@@ -9,8 +9,8 @@ import { join } from "node:path";
 import { createInterface } from "node:readline";
 import type { Readable } from "node:stream";
 import { after, before, describe, test } from "node:test";
+import { bin } from "../helpers/gateway-under-test.ts";
 
-const bin = join(import.meta.dirname, "../../kernel/cli.ts");
 const fixtures = join(import.meta.dirname, "../fixtures");
 const docYaml = join(fixtures, "doc-yaml");
 

@@ -6,9 +6,9 @@ import { test } from "node:test";
 import { promisify } from "node:util";
 import { connectAsync } from "mqtt";
 import { startTestGateway } from "../helpers/gateway.ts";
+import { bin } from "../helpers/gateway-under-test.ts";
 
 const run = promisify(execFile);
-const bin = new URL("../../kernel/cli.ts", import.meta.url).pathname;
 
 test("sluice drain: not ready any more, what is under way acknowledged, clients closed, the API gone", async (t) => {
   const { gateway, api, url } = await startTestGateway(`

@@ -8,8 +8,7 @@ import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { test, type TestContext } from "node:test";
 import mqtt from "mqtt";
-
-const bin = join(import.meta.dirname, "../../kernel/cli.ts");
+import { bin } from "../helpers/gateway-under-test.ts";
 
 const proxy = (extra = ""): string => `# the door
 kind: MQTTProxy

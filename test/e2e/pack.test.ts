@@ -1,177 +1,208 @@
-/** What is published, installed from its tarballs as a stranger would, does its job: JavaScript only, no workspace. */
+/** What is published, installed as a stranger would, does its job: JavaScript only, no workspace, no private door. */
 import assert from "node:assert/strict";
-import { execFile, spawn } from "node:child_process";
+import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { existsSync } from "node:fs";
-import { copyFile, mkdir, mkdtemp, readdir, readFile, realpath, rm, writeFile } from "node:fs/promises";
+import { mkdtemp, readdir, readFile, realpath, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
-import { delimiter, dirname, join } from "node:path";
+import { join } from "node:path";
 import { createInterface } from "node:readline";
-import { after, before, describe, test } from "node:test";
-import { promisify } from "node:util";
+import { after, before, describe, test, type TestContext } from "node:test";
 import mqtt from "mqtt";
 import rootManifest from "../../package.json" with { type: "json" };
+import { configOf } from "../helpers/every-kind.ts";
+import { createProject, runSuites, takeAnyApiPort, type Installation } from "../helpers/installation.ts";
+import { parsePage } from "../helpers/markdown.ts";
+import { env, packAll, readManifest, run, startRegistry, type Published, type Registry } from "../helpers/published.ts";
 
-const run = promisify(execFile);
 const root = join(import.meta.dirname, "../..");
-const bins = join(root, "node_modules/.bin");
-/** The node that runs the tests is the one that `#!/usr/bin/env node` finds. */
-const env = { ...process.env, PATH: [dirname(process.execPath), bins, process.env["PATH"]].join(delimiter) };
+const bundled = Object.keys(rootManifest.dependencies);
+const plugins = bundled.filter((name) => name !== "@sluice/kernel");
 
-interface Manifest {
-  readonly name: string;
-  readonly version: string;
-  readonly bin?: Record<string, string>;
-  readonly exports: Record<string, string>;
-  readonly dependencies?: Record<string, string>;
-  readonly devDependencies?: Record<string, string>;
-  readonly sluice?: {
-    readonly kinds?: Record<string, { entry: string; schema: string }>;
-    readonly commands?: Record<string, string>;
-  };
-}
-
-const names = Object.keys(rootManifest.dependencies).filter((name) => name.startsWith("@sluice/"));
-let home: string;
-const tarballs = new Map<string, string>();
-
+let published: Published;
+let registry: Registry;
 before(
   async () => {
-    home = await realpath(await mkdtemp(join(tmpdir(), "sluice-pack-")));
-    await run("npm", ["run", "--silent", "build"], { cwd: root, env });
-    // Of the packages that the distribution names, so that one that is added is packed here too.
-    const filters = names.flatMap((name) => ["--filter", name]);
-    const pnpm = ["--yes", rootManifest.packageManager, "--recursive", ...filters];
-    await run("npx", [...pnpm, "pack", "--pack-destination", join(home, "tarballs")], { cwd: root, env });
-    for (const file of await readdir(join(home, "tarballs"))) {
-      const unpacked = join(home, "unpacked", file);
-      await mkdir(unpacked, { recursive: true });
-      await run("tar", ["-xzf", join(home, "tarballs", file), "-C", unpacked]);
-      tarballs.set((await readManifest(join(unpacked, "package"))).name, file);
-    }
+    published = await packAll();
+    registry = await startRegistry(published);
   },
   { timeout: 120_000 },
 );
-after(() => rm(home, { recursive: true, force: true }));
-
-async function readManifest(folder: string): Promise<Manifest> {
-  return JSON.parse(await readFile(join(folder, "package.json"), "utf8")) as Manifest;
-}
-
-const unpackedFolder = (name: string): string => join(home, "unpacked", tarballs.get(name) ?? "", "package");
-
-test("every package of the distribution is packed", () => {
-  assert.ok(names.length >= 6);
-  assert.deepEqual([...tarballs.keys()].sort(), names.toSorted());
+after(async () => {
+  await registry.close();
+  await published.remove();
 });
 
-for (const name of names) {
+test("the distribution and every package of it are packed", () => {
+  assert.ok(bundled.length >= 6);
+  assert.deepEqual(published.names, ["sluice", ...bundled].toSorted());
+});
+
+for (const name of ["sluice", ...bundled]) {
   test(`${name}: the manifest names JavaScript that is in the tarball, and released versions`, async () => {
-    const folder = unpackedFolder(name);
+    const folder = published.unpacked(name);
     const manifest = await readManifest(folder);
     const entries = [
-      ...Object.values(manifest.exports),
+      ...Object.values(manifest.exports ?? {}),
       ...Object.values(manifest.bin ?? {}),
       ...Object.values(manifest.sluice?.commands ?? {}),
       ...Object.values(manifest.sluice?.kinds ?? {}).flatMap(({ entry, schema }) => [entry, schema]),
     ];
-    assert.ok(entries.length > 1);
+    assert.ok(entries.length > 0);
     for (const entry of entries) assert.ok(existsSync(join(folder, entry)), `${entry} is in the tarball`);
+    assert.deepEqual(
+      Object.keys(manifest.bin ?? {}),
+      name === "sluice" ? ["sluice"] : [],
+      "one package has the command",
+    );
 
     const text = JSON.stringify(manifest);
     assert.doesNotMatch(text, /(?<!\.d)\.ts"/);
-    assert.doesNotMatch(text, /workspace:/);
+    assert.doesNotMatch(text, /workspace:|"private"/);
     for (const [dependency, version] of Object.entries({ ...manifest.dependencies, ...manifest.devDependencies })) {
       assert.match(version, /^\d+\.\d+\.\d+$/, dependency);
     }
 
     const files = await readdir(folder, { recursive: true });
-    const strange = files.filter((file) => !/(\.js|\.d\.ts|\.json|^LICENSE|^README\.md|^dist(\/cli)?)$/.test(file));
+    const isExpected = /(\.js|\.d\.ts|\.json|^LICENSE|^README\.md|^dist(\/cli)?)$/;
+    const isDocumentation = /^(CHANGELOG\.md|docs(\/[\w-]+\.md)?|config(\/examples)?(\/[\w-]+\.yaml)?)$/;
+    const strange = files.filter(
+      (file) => !isExpected.test(file) && !(name === "sluice" && isDocumentation.test(file)),
+    );
     assert.deepEqual(strange, []);
     assert.ok(files.includes("LICENSE"));
   });
 }
 
+/** All that the bundled packages provide. */
+async function kindsOf(...names: readonly string[]): Promise<string[]> {
+  const manifests = await Promise.all(names.map((name) => readManifest(published.unpacked(name))));
+  return manifests.flatMap(({ sluice }) => Object.keys(sluice?.kinds ?? {}));
+}
+
+interface Started {
+  /** `mqtt://127.0.0.1:port` */
+  readonly url: string;
+  /** SIGTERM; resolves with the exit code and signal. */
+  readonly stop: () => Promise<unknown>;
+}
+
+/** A gateway that a shell command starts; it and what it has started end with the test. */
+async function start(t: TestContext, command: string, cwd: string, settings: NodeJS.ProcessEnv): Promise<Started> {
+  const child = spawn("bash", ["-c", `exec ${command}`], {
+    cwd,
+    env: settings,
+    stdio: ["ignore", "ignore", "pipe"],
+    detached: true,
+  });
+  const closed = once(child, "close");
+  const kill = (signal: NodeJS.Signals): void => {
+    if (child.pid === undefined || child.exitCode !== null || child.signalCode !== null) return;
+    process.kill(-child.pid, signal);
+  };
+  t.after(() => kill("SIGKILL"));
+  // Read to its end, so that the pipe never fills up.
+  const lines = createInterface({ input: child.stderr });
+  let printed = "";
+  const url = await new Promise<string>((resolve, reject) => {
+    lines.on("line", (line) => {
+      printed += `${line}\n`;
+      const port = /^mqttproxy listens on .*:(\d+)/.exec(line)?.[1];
+      if (port !== undefined) resolve(`mqtt://127.0.0.1:${port}`);
+    });
+    lines.once("close", () => reject(new Error(`${command} has ended:\n${printed}`)));
+  });
+  return {
+    url,
+    stop() {
+      kill("SIGTERM");
+      return closed;
+    },
+  };
+}
+
+test("docs/install.md: every command does what it says", { timeout: 120_000 }, async (t) => {
+  const { blocks } = parsePage(await readFile(join(root, "docs/install.md"), "utf8"));
+  const folder = await realpath(await mkdtemp(join(tmpdir(), "sluice-install-")));
+  t.after(() => rm(folder, { recursive: true }));
+  const settings = {
+    ...env,
+    ...registry.env,
+    npm_config_prefix: join(folder, "global"),
+    npm_config_prefer_offline: "true",
+    PATH: `${join(folder, "global/bin")}:${env["PATH"]}`,
+  };
+  let cwd = folder;
+  let printed = "";
+  let count = 0;
+  for (const { language, note, text, line } of blocks) {
+    if (language === "text") {
+      const expected = RegExp.escape(text.trim()).replaceAll("\\.\\.\\.", ".*");
+      assert.match(printed.trim(), new RegExp(`^${expected}$`), `line ${line}`);
+    } else if (language === "sh" && note === "keeps running") {
+      await takeAnyApiPort(cwd);
+      await (await start(t, text.trim(), cwd, { ...settings, SLUICE_MQTT_PORT: "0" })).stop();
+      count++;
+    } else if (language === "sh" && note !== "not run: needs Docker") {
+      const { stdout } = await run("bash", ["-ec", `${text}pwd -P > ${folder}/cwd`], cwd, settings);
+      printed = stdout;
+      cwd = (await readFile(join(folder, "cwd"), "utf8")).trim();
+      count++;
+    }
+  }
+  assert.ok(count >= 4);
+});
+
 describe("installed with npm", () => {
+  let site: Installation;
   before(
     async () => {
-      const dependencies = Object.fromEntries([...tarballs].map(([name, file]) => [name, `file:tarballs/${file}`]));
-      // What the distribution adds to its packages: the documents that are implied.
-      const implied = rootManifest.sluice.implied.map((document) => ({ ...document, port: 0 }));
-      await writeFile(
-        join(home, "package.json"),
-        JSON.stringify({ name: "stranger", private: true, dependencies, overrides: dependencies, sluice: { implied } }),
-      );
-      await mkdir(join(home, "config"));
-      await copyFile(join(root, "config/sluice.yaml"), join(home, "config/sluice.yaml"));
-      const options = ["--prefer-offline", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"];
-      await run("npm", ["install", ...options], { cwd: home, env });
+      site = await createProject("npm", registry);
+      await site.add("sluice");
+      await takeAnyApiPort(site.home);
+      await writeFile(join(site.home, "all.yaml"), configOf(await kindsOf(...bundled)));
     },
     { timeout: 180_000 },
   );
+  after(() => site.remove());
 
-  const sluice = async (...args: string[]): Promise<string> =>
-    (await run(join(home, "node_modules/.bin/sluice"), args, { cwd: home, env })).stdout;
+  test("nothing of it is TypeScript, or lies outside of the project", async () => {
+    const files = await readdir(join(site.home, "node_modules/@sluice"), { recursive: true, withFileTypes: true });
+    assert.ok(files.length > 100);
+    const sources = files.filter(({ name }) => /(?<!\.d)\.[cm]?ts$/.test(name)).map(({ name }) => name);
+    assert.deepEqual(sources, []);
+    assert.deepEqual(
+      files.filter((file) => file.isSymbolicLink()),
+      [],
+    );
+  });
 
   test("sluice --version is the kernel's", async () => {
-    const { version } = await readManifest(unpackedFolder("@sluice/kernel"));
-    assert.equal((await sluice("--version")).trim(), version);
+    const { version } = await readManifest(published.unpacked("@sluice/kernel"));
+    assert.equal((await site.sluice("--version")).trim(), version);
   });
 
   test("sluice --help lists the commands of the installed plugins", async () => {
-    const help = await sluice("--help");
-    for (const name of names) {
-      const { sluice: plugin } = await readManifest(unpackedFolder(name));
+    const help = await site.sluice("--help");
+    for (const name of bundled) {
+      const { sluice: plugin } = await readManifest(published.unpacked(name));
       for (const command of Object.keys(plugin?.commands ?? {})) assert.match(help, new RegExp(`^ +${command} `, "m"));
     }
   });
 
   test("every kind's entry is loaded by sluice check", async () => {
-    const documents = [
-      "kind: MQTTProxy\nname: proxy\nport: 0\nrules: [{ when: { packetType: Connect }, pipeline: all }]",
-      "kind: AdminAPI\nname: api\nport: 0",
-      "kind: LevelStore\nname: sessions",
-      `kind: Pipeline
-name: all
-filters:
-  - { name: auth, kind: MQTTClientAuth, auth: [{ username: a, saltedSha256Pass: "${"0".repeat(64)}" }] }
-  - { name: control, kind: ConnectControl, bannedClients: [b] }
-  - { name: mapper, kind: TopicMapper, matchIndex: 0, route: [], policies: [], setKV: { topic: t, headers: h } }
-  - { name: kafka, kind: KafkaMQTT, backend: ["127.0.0.1:9"], topic: { default: a }, mqtt: {} }
-  - { name: file, kind: FileMQTT, topic: { default: a } }
-`,
-    ];
-    const text = documents.join("\n---\n");
-    for (const name of names) {
-      const { sluice: plugin } = await readManifest(unpackedFolder(name));
-      for (const kind of Object.keys(plugin?.kinds ?? {})) assert.match(text, new RegExp(`kind: ${kind}\\b`));
-    }
-    await writeFile(join(home, "all.yaml"), text);
-    await sluice("check", "-c", "all.yaml");
-    // The same in threads of their own.
-    await writeFile(join(home, "all.yaml"), text.replaceAll(/(?<=^ {2}- \{)/gm, " isolate: worker,"));
-    await sluice("check", "-c", "all.yaml");
+    await site.sluice("check", "-c", "all.yaml");
+    // The same with each filter in a thread of its own.
+    await writeFile(join(site.home, "isolated.yaml"), configOf(await kindsOf(...bundled), { isolate: "worker" }));
+    await site.sluice("check", "-c", "isolated.yaml");
   });
 
   test("sluice run takes a message to the record that sluice tail shows", { timeout: 30_000 }, async (t) => {
-    const child = spawn(join(home, "node_modules/.bin/sluice"), ["run", "-c", "config/sluice.yaml"], {
-      cwd: home,
-      env: { ...env, SLUICE_MQTT_PORT: "0" },
-      stdio: ["ignore", "ignore", "pipe"],
-    });
-    const exited = once(child, "exit");
-    t.after(() => child.kill("SIGKILL"));
-    // Read to its end, so that the pipe never fills up.
-    const lines = createInterface({ input: child.stderr });
-    const port = await new Promise<string | undefined>((resolve) => {
-      lines.on("line", (line) => {
-        const found = /^mqttproxy listens on .*:(\d+)/.exec(line)?.[1];
-        if (found !== undefined) resolve(found);
-      });
-      lines.once("close", () => resolve(undefined));
-    });
-    assert.ok(port, "it listens");
-    const client = await mqtt.connectAsync(`mqtt://127.0.0.1:${port}`, {
+    await run("mkdir", ["config"], site.home);
+    await run("cp", ["node_modules/sluice/config/sluice.yaml", "config/"], site.home);
+    const settings = { ...env, SLUICE_MQTT_PORT: "0" };
+    const gateway = await start(t, "node_modules/.bin/sluice run", site.home, settings);
+    const client = await mqtt.connectAsync(gateway.url, {
       clientId: "dev1",
       username: "test",
       password: "test",
@@ -179,7 +210,7 @@ filters:
     });
     await client.publishAsync("gateway/gate123/iphone/log", "hi", { qos: 1 });
     await client.endAsync();
-    const record = JSON.parse(await sluice("tail", "-c", "config/sluice.yaml", "--json", "iot_phone")) as object;
+    const record = JSON.parse(await site.sluice("tail", "-c", "config/sluice.yaml", "--json", "iot_phone")) as object;
     assert.deepEqual(
       { ...record, timestamp: 0 },
       {
@@ -200,8 +231,7 @@ filters:
         offset: 0,
       },
     );
-    child.kill("SIGTERM");
-    assert.deepEqual(await exited, [0, null]);
+    assert.deepEqual(await gateway.stop(), [0, null]);
   });
 
   test("a plugin's author gets the types of the plugin API", async () => {
@@ -214,11 +244,29 @@ const kind: FilterKind<{ loud: boolean }> = {
 };
 export default kind;
 `;
-    await writeFile(join(home, "shout.ts"), source);
+    await writeFile(join(site.home, "shout.ts"), source);
     const options = ["--noEmit", "--strict", "--target", "es2024", "--module", "nodenext", "--types", "node"];
     const types = ["--typeRoots", join(root, "node_modules/@types")];
-    await run(join(bins, "tsc"), [...options, ...types, "shout.ts"], { cwd: home, env });
-    await writeFile(join(home, "shout.ts"), source.replace("config.loud", "config.quiet"));
-    await assert.rejects(run(join(bins, "tsc"), [...options, ...types, "shout.ts"], { cwd: home, env }));
+    await run("tsc", [...options, ...types, "shout.ts"], site.home);
+    await writeFile(join(site.home, "shout.ts"), source.replace("config.loud", "config.quiet"));
+    await assert.rejects(run("tsc", [...options, ...types, "shout.ts"], site.home));
+  });
+
+  test("the bundled plugins removed, and installed as anybody's: the gateway passes end-to-end suites", async (t) => {
+    for (const name of plugins) await rm(join(site.home, "node_modules", name), { recursive: true });
+    const failure = await site.problems("all.yaml");
+    for (const kind of await kindsOf(...plugins))
+      assert.match(failure, new RegExp(`no installed package provides the kind "${kind}"`));
+    await site.add(...plugins.map((name) => published.tarball(name)));
+    await takeAnyApiPort(site.home);
+    await site.sluice("check", "-c", "all.yaml");
+    const suites = ["connect", "drain", "http", "pipeline", "publish"];
+    const { pass, skipped } = await runSuites(
+      site.home,
+      suites.map((name) => `test/e2e/${name}.test.ts`),
+    );
+    t.diagnostic(`${pass} tests passed`);
+    assert.ok(pass > 60);
+    assert.equal(skipped, 0);
   });
 });

@@ -2,13 +2,18 @@
 import { mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { fileURLToPath } from "node:url";
 import { pino } from "pino";
-import { loadSpec } from "../../kernel/config.ts";
 import type { Overlay } from "../../kernel/config-files.ts";
-import { createGateway, type Gateway } from "../../kernel/gateway.ts";
-import { schemaCompiler } from "../../kernel/schema.ts";
-import { createReloader, type Reloaded } from "../../kernel/reload.ts";
+import type { Gateway } from "../../kernel/gateway.ts";
+import type { Reloaded } from "../../kernel/reload.ts";
+import {
+  bin,
+  createGateway,
+  createPluginModules,
+  createReloader,
+  loadSpec,
+  schemaCompiler,
+} from "./gateway-under-test.ts";
 
 export interface TestGateway {
   readonly gateway: Gateway;
@@ -31,8 +36,6 @@ export interface TestGateway {
   readonly stop: () => Promise<void>;
 }
 
-const bin = fileURLToPath(new URL("../../kernel/cli.ts", import.meta.url));
-
 /** @param yaml proxies with `port: 0`; an AdminAPI on a free port is added unless it has one */
 export async function startTestGateway(
   yaml: string,
@@ -50,9 +53,10 @@ export async function startTestGateway(
     version: "0.0.0-test",
     ...(options.startDeadlineMs === undefined ? {} : { startDeadlineMs: options.startDeadlineMs }),
   });
-  const compile = schemaCompiler();
+  const [compile, modules] = [schemaCompiler(), createPluginModules({ log, metrics: gateway.host.metrics })];
+  const env = { ...process.env, ...options.env };
   const load = (overlay: Overlay = new Map()) =>
-    loadSpec({ path: file, cwd: folder, env: { ...process.env, ...options.env }, bins: [bin], overlay, compile });
+    loadSpec({ path: file, cwd: folder, env, bins: [bin], overlay, compile, modules });
   const reloader = createReloader({ load, gateway, log });
   const { plan, problems } = await reloader.reload("start");
   if (!plan) {
@@ -91,6 +95,7 @@ export async function startTestGateway(
     },
     async stop() {
       await gateway.stop();
+      modules.close();
       if (!options.folder) await rm(folder, { recursive: true, force: true });
     },
   };

@@ -2,10 +2,9 @@
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { fileURLToPath } from "node:url";
 import { createInterface } from "node:readline";
+import { bin } from "./gateway-under-test.ts";
 
-const bin = fileURLToPath(new URL("../../kernel/cli.ts", import.meta.url));
 const patienceMs = 20_000;
 
 export interface LogLine {

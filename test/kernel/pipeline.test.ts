@@ -35,7 +35,8 @@ function build(uses: Record<string, Use>, flow?: Partial<FlowNode>[], timeoutMs 
       concurrent,
       create: () => filter,
     };
-    filters.set(name, { name, kind, filter, options: {}, close: () => Promise.resolve() });
+    const from = { package: "test", version: "1.0.0" };
+    filters.set(name, { name, kind, from, filter, options: {}, close: () => Promise.resolve() });
   }
   const used: Partial<FlowNode>[] = flow ?? Object.keys(uses).map((filter) => ({ filter }));
   const nodes = used.map((node) => ({
