@@ -67,7 +67,9 @@ function inShort(stderr: string): string {
     .split("\n")
     .map(
       (line) =>
-        /^npm (?:error|ERR!) (?:\d{3} +)?(?!A complete log|code \w+$|errno|syscall|\d{3}$)(.*\S)/.exec(line)?.[1],
+        /^npm (?:error|ERR!) (?:\d{3} +|notarget +|network +)?(?!A complete log|code \w+$|errno|syscall|\d{3}$)(.*\S)/.exec(
+          line,
+        )?.[1],
     )
     .filter((line) => line !== undefined);
   const said = lines.length > 0 ? lines.slice(0, 2) : stderr.trim().split("\n").slice(-3);

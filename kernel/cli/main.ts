@@ -121,7 +121,7 @@ function nest(
     const command = parent.command(each.usage, { hidden: each.isHidden === true }).description(each.description);
     command.option(...configOption).addHelpText("after", `${each.help ?? ""}${exitCodes}`);
     for (const { flags, description: meaning, list } of each.options ?? []) {
-      if (list) command.option(flags, meaning, (value, all: readonly string[] = []) => [...all, value]);
+      if (list) command.option(flags, meaning, (value, all: readonly string[] | undefined) => [...(all ?? []), value]);
       else command.option(flags, meaning);
     }
     command.action(() => action(each, command.args, command.opts()));
