@@ -1,5 +1,6 @@
 /** A config on disk -> the spec that the gateway is built from, or every problem with it. Nothing is bound or started here. */
 import { stat } from "node:fs/promises";
+import { join } from "node:path";
 import { readCertificates } from "./certificates.ts";
 import {
   checkNames,
@@ -7,6 +8,7 @@ import {
   checkPorts,
   checkPresence,
   checkRules,
+  checkTrust,
   type FilterEntry,
   type PipelineEntry,
 } from "./checks.ts";
@@ -15,9 +17,12 @@ import type { Problem, RawDocument } from "./documents.ts";
 import { isMap, issues, readEntry, validateEntry, type Entry, type Issues } from "./entry.ts";
 import { SluiceError } from "./errors.ts";
 import { isKernelKind, kernelKindNames, kernelSchemas, type KernelKind } from "./kernel-kinds.ts";
+import { parseKindName, plainKind } from "./kind-name.ts";
+import { nearestPackageFile } from "./packages.ts";
+import { lockPath } from "./plugin-lock.ts";
 import type { FilterKind, ServiceKind } from "./plugin.ts";
 import type { PluginModules } from "./plugin-modules.ts";
-import { findPlugins, type Registry } from "./registry.ts";
+import { findPlugins, type FindOptions, type Registry } from "./registry.ts";
 import { schemaCompiler, type Compile } from "./schema.ts";
 import { showDocument, toGatewaySpec, toPipelineSpec, toProxySpec } from "./spec-builder.ts";
 import type { KindOrigin, ObjectRef, Spec } from "./spec.ts";
@@ -37,6 +42,8 @@ export interface LoadOptions {
   readonly compile?: Compile;
   /** Where a gateway may run already: what it has in memory of the plugins' code. */
   readonly modules?: PluginModules;
+  /** A plugin that is taken to be installed, or not to be any more, likewise. */
+  readonly candidate?: FindOptions["candidate"];
 }
 
 /** Where a document stands. */
@@ -55,7 +62,7 @@ export interface LoadedSpec {
   registry: Registry;
   problems: Problem[];
   warnings: Problem[];
-  /** Absolute: every file and folder that was read, certificates and `${file:...}` included. */
+  /** Absolute: every file and folder that was read, certificates, `${file:...}` and lists of plugins included. */
   inputs: ReadonlySet<string>;
   /** Absolute: the file or folder; undefined where none was found. */
   path: string | undefined;
@@ -82,13 +89,15 @@ export async function loadSpec(o: LoadOptions): Promise<LoadedSpec> {
     found.problem(entry.where(["kind"]), "a config has one Gateway document at most: merge them");
   const gateway = toGatewaySpec(gateways[0]?.valid === true ? gateways[0].options : undefined, files.folder);
   await checkFolders(gateways[0], gateway.plugins.dirs, found);
+  await addPluginLists(files);
   const registry = await findPlugins({
+    ...o,
+    ...gateway.plugins,
     folder: files.folder,
-    dirs: gateway.plugins.dirs,
-    bins: o.bins,
+    trust: gateway.plugins,
     compile,
-    modules: o.modules,
   });
+  const mayImport = knowsTrust(gateways, files, registry, found);
   const entries = [...written, ...impliedEntries(registry, written, found)];
 
   // All options are validated before any plugin's code runs.
@@ -101,7 +110,8 @@ export async function loadSpec(o: LoadOptions): Promise<LoadedSpec> {
     .filter((entry) => !isKernelKind(entry.kind))
     .map((entry) => validateOptions(entry, registry, found));
 
-  const codes = await loadKinds([...services, ...drafts.flatMap((draft) => draft.filters)], registry, found);
+  const uses = [...services, ...drafts.flatMap((draft) => draft.filters)];
+  const codes = await loadKinds(uses, registry, mayImport, found);
   const pipelines = drafts.map(({ entry, filters }) => ({
     ...entry,
     filters: filters.map((filter) => withCode(filter, codes)),
@@ -110,7 +120,7 @@ export async function loadSpec(o: LoadOptions): Promise<LoadedSpec> {
     runValidate(plugin, codes.get(plugin.kind), found);
 
   const specs = check({ files, proxies, pipelines, entries, found });
-  reportPackages(registry, found);
+  reportPackages(registry, uses, found);
   found.problems.sort(byPosition);
   found.warnings.sort(byPosition);
   const { problems, warnings } = found;
@@ -149,15 +159,72 @@ export async function loadSpec(o: LoadOptions): Promise<LoadedSpec> {
   return { spec, ...read };
 }
 
+export interface Installed {
+  readonly registry: Registry;
+  /** Absolute: where the config lies, or where one is looked for. */
+  readonly folder: string;
+  /** Absolute: the file or folder; undefined where none was found. */
+  readonly path: string | undefined;
+  /** Whether `path` exists. */
+  readonly isThere: boolean;
+  /** False where the Gateway document, which says what may be used, has problems: then only the distribution's own may. */
+  readonly isTrustKnown: boolean;
+  /** By kind as it is written: the documents and `pipeline/filter`s that are of it. */
+  readonly uses: ReadonlyMap<string, readonly string[]>;
+}
+
 /** The plugins that a config (where there is one) could use, whatever else may be wrong with it. */
-export async function findInstalled(o: LoadOptions): Promise<Registry> {
+export async function findInstalled(o: LoadOptions): Promise<Installed> {
   const files = await readConfigFiles(o);
   const ignored = issues();
   const compile = schemaCompiler();
   const written = files.documents.flatMap((raw) => readDocument(raw, ignored) ?? []);
-  const gateway = validateKind("Gateway", written, compile, ignored).find((entry) => entry.valid);
-  const { plugins } = toGatewaySpec(gateway?.options, files.folder);
-  return findPlugins({ folder: files.folder, dirs: plugins.dirs, bins: o.bins, compile });
+  const gateways = validateKind("Gateway", written, compile, ignored);
+  const { plugins } = toGatewaySpec(gateways.find((entry) => entry.valid)?.options, files.folder);
+  const isTrustKnown = gateways.every((entry) => entry.valid && checkTrust(entry, ignored));
+  // Where it can't be told which packages may be used, the distribution's own may.
+  const trust = isTrustKnown ? plugins : { ...plugins, allow: [] };
+  const registry = await findPlugins({ ...o, ...plugins, folder: files.folder, trust, compile });
+  return {
+    registry,
+    folder: files.folder,
+    path: files.path,
+    isThere: files.path !== undefined && (await stat(files.path).catch(() => undefined)) !== undefined,
+    isTrustKnown,
+    uses: usesIn([...written, ...impliedEntries(registry, written, ignored)]),
+  };
+}
+
+function usesIn(entries: readonly Entry[]): Map<string, string[]> {
+  const uses = new Map<string, string[]>();
+  const add = (kind: unknown, label: string): void => {
+    if (typeof kind === "string") uses.set(kind, [...(uses.get(kind) ?? []), label]);
+  };
+  for (const { kind, name, options } of entries) {
+    add(kind, name);
+    const filters = kind === "Pipeline" && Array.isArray(options["filters"]) ? (options["filters"] as unknown[]) : [];
+    for (const filter of filters) if (isMap(filter)) add(filter["kind"], `${name}/${String(filter["name"])}`);
+  }
+  return uses;
+}
+
+/** What lists plugins beside the config is read, though it may not be there yet. */
+async function addPluginLists({ folder, inputs }: ConfigFiles): Promise<void> {
+  inputs.add(lockPath(folder));
+  inputs.add((await nearestPackageFile(folder)) ?? join(folder, "package.json"));
+}
+
+/** Whether it is known which packages may be used: nothing of theirs runs before that. */
+function knowsTrust(
+  gateways: readonly Checked<Entry>[],
+  files: ConfigFiles,
+  registry: Registry,
+  found: Issues,
+): boolean {
+  // A document that can't be read is none, and may be the one that says it.
+  const isReadable = gateways.length > 0 || [...files.texts.values()].every((text) => !text.includes("Gateway"));
+  const isValid = gateways.length <= 1 && gateways.every((entry) => entry.valid && checkTrust(entry, found));
+  return isReadable && isValid && registry.problems().every(({ code }) => code !== "PLUGIN_LOCK_INVALID");
 }
 
 function readDocument(raw: RawDocument, found: Issues): Entry | undefined {
@@ -191,7 +258,7 @@ function validateKind(kind: KernelKind, entries: readonly Entry[], compile: Comp
 
 /** What the distribution adds: a document of the config replaces the implied ones of its kind. */
 function impliedEntries(registry: Registry, written: readonly Entry[], found: Issues): Entry[] {
-  const kinds = new Set(written.map((entry) => entry.kind));
+  const kinds = new Set(written.map((entry) => plainKind(entry.kind)));
   return registry
     .implied()
     .filter(({ kind }) => !kinds.has(kind))
@@ -232,13 +299,19 @@ function validateOptions(entry: Entry, registry: Registry, found: Issues): Check
   return { ...result.entry, valid: result.valid };
 }
 
-/** Imports each kind once; what fails is reported at every use of it. */
-async function loadKinds(uses: readonly Entry[], registry: Registry, found: Issues): Promise<Map<string, Code>> {
+/** Imports each kind once, where it may; what fails is reported at every use of it. */
+async function loadKinds(
+  uses: readonly Entry[],
+  registry: Registry,
+  mayImport: boolean,
+  found: Issues,
+): Promise<Map<string, Code>> {
   const codes = new Map<string, Code>();
   const failures = new Map<string, SluiceError>();
   for (const kind of new Set(uses.map((use) => use.kind))) {
     try {
-      codes.set(kind, await registry.load(kind, kernelKindNames));
+      if (mayImport) codes.set(kind, await registry.load(kind, kernelKindNames));
+      else registry.find(kind, kernelKindNames);
     } catch (error) {
       if (!(error instanceof SluiceError)) throw error;
       failures.set(kind, error);
@@ -333,17 +406,25 @@ function mendNumbers(proxy: Entry, found: Issues): void {
 }
 
 /** Packages that can't be used are worth a word even where nothing needs them. */
-function reportPackages(registry: Registry, found: Issues): void {
+function reportPackages(registry: Registry, uses: readonly Entry[], found: Issues): void {
+  const qualified = new Set(
+    uses.map(({ kind }) => parseKindName(kind)).flatMap((name) => (name.package ? name.kind : [])),
+  );
   for (const problem of registry.problems()) {
     const reported = problem.kinds.some((kind) =>
       found.problems.some((one) => one.code === problem.code && one.message.includes(kind)),
     );
-    if (!reported)
+    // Who names a kind with its package knows that there are two.
+    const isSettled = problem.code === "PLUGIN_DUPLICATE_KIND" && problem.kinds.every((kind) => qualified.has(kind));
+    if (problem.code === "PLUGIN_LOCK_INVALID") {
+      found.problems.push({ where: problem.folder, message: problem.message, code: problem.code });
+    } else if (!reported && !isSettled) {
       found.warnings.push({
         where: problem.folder,
         message: `the package ${problem.package} ${problem.message}`,
         code: problem.code,
       });
+    }
   }
 }
 

@@ -2,6 +2,7 @@
 import { resolve } from "node:path";
 import { flowOf, type FilterEntry, type PipelineEntry } from "./checks.ts";
 import type { Entry } from "./entry.ts";
+import { trustAll, type Trust } from "./plugin-trust.ts";
 import type { ConfigDocument, FilterKind, PacketType } from "./plugin.ts";
 import { redact } from "./schema-walk.ts";
 import type { CertificatePair, FlowNode, GatewaySpec, KindOrigin, PipelineSpec, ProxySpec } from "./spec.ts";
@@ -69,7 +70,7 @@ function codeOf(filter: FilterEntry): FilterKind {
 
 interface GatewayOptions {
   readonly log: { readonly level: string };
-  readonly plugins: { readonly dirs: readonly string[] };
+  readonly plugins: { readonly dirs: readonly string[] } & Partial<Trust>;
   readonly drain: { readonly timeout: number; readonly rate: number };
   readonly history: number;
   readonly hints: readonly string[];
@@ -80,7 +81,7 @@ export function toGatewaySpec(options: Readonly<Record<string, unknown>> | undef
   const { log, plugins, drain, history, hints } = (options ?? {}) as Partial<GatewayOptions>;
   return {
     log: { level: log?.level ?? "info" },
-    plugins: { dirs: (plugins?.dirs ?? []).map((dir) => resolve(folder, dir)) },
+    plugins: { ...trustAll, ...plugins, dirs: (plugins?.dirs ?? []).map((dir) => resolve(folder, dir)) },
     drain: { timeoutMs: (drain?.timeout ?? 10) * 1000, rate: drain?.rate ?? 1000 },
     history: history ?? 20,
     hints: hints ?? [],

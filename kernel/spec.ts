@@ -1,4 +1,5 @@
 /** The config's documents once validated: what the gateway is built from. Types only. */
+import type { Trust } from "./plugin-trust.ts";
 import type { ConfigDocument, FilterKind, PacketType, ServiceKind } from "./plugin.ts";
 
 /** Windows of `timePeriod` seconds; 0 = no limit of that sort. A cost may overshoot and is paid back by later windows. */
@@ -106,7 +107,7 @@ export interface DrainSpec {
 
 export interface GatewaySpec {
   readonly log: { readonly level: string };
-  readonly plugins: { readonly dirs: readonly string[] };
+  readonly plugins: { readonly dirs: readonly string[] } & Trust;
   readonly drain: DrainSpec;
   /** Applied configs that are remembered. */
   readonly history: number;
