@@ -83,9 +83,7 @@ export interface FoundPackage {
 export async function packagesIn(places: readonly SearchPlace[]): Promise<FoundPackage[]> {
   const found = new Map<string, SearchPlace>();
   for (const place of places) for (const folder of place.folders) if (!found.has(folder)) found.set(folder, place);
-  return Promise.all(
-    [...found].map(async ([folder, place]) => ({ folder, place, json: await readPackage(folder) })),
-  );
+  return Promise.all([...found].map(async ([folder, place]) => ({ folder, place, json: await readPackage(folder) })));
 }
 
 /** Its package.json, or why it can't be read. */

@@ -192,8 +192,8 @@ function registryOf(o: {
     }
   }
 
-  /** By package and kind. */
   const inUse = new Set<string>();
+  /** By package and kind. */
   const loading = new Map<string, Promise<FilterKind | ServiceKind>>();
   const loaded = new Map<string, FilterKind | ServiceKind>();
   const keyOf = (manifest: Manifest, kind: string): string => `${manifest.package}#${kind}`;
