@@ -239,6 +239,29 @@ test("code that failed for a reason outside of it is run again", async (t) => {
   assert.deepEqual((await gateway.reload(yaml)).problems, []);
 });
 
+test("a dependency that is upgraded alone runs too; what is no code is no change", async (t) => {
+  const folder = await realpath(await mkdtemp(join(tmpdir(), "sluice-upgrade-")));
+  t.after(() => rm(folder, { recursive: true }));
+  const stamp = join(folder, "plugins/stamp");
+  await writeStamp(stamp, "1.0.0", { dependency: "^1.0.0" });
+  await writeStampDependency(join(stamp, "node_modules/stamp-dep"), "1.0.0");
+  const yaml = config(["Stamp"], "---\nkind: Gateway\nplugins: { dirs: [plugins] }\n");
+  const gateway = await startTestGateway(yaml, { folder });
+  const client = await mqtt.connectAsync(gateway.url(), { reconnectPeriod: 0 });
+  t.after(async () => {
+    await client.endAsync(true);
+    await gateway.stop();
+  });
+  await client.subscribeAsync("t", { qos: 1 });
+  assert.match(await stampedBy(client), /^1\.0\.0 1\.0\.0 dep-1\.0\.0 1 /);
+  await writeFile(join(stamp, "notes.txt"), "nothing");
+  assert.equal((await gateway.reload(yaml)).plan?.isEmpty, true);
+  await writeStampDependency(join(stamp, "node_modules/stamp-dep"), "1.1.0");
+  const { plan } = await gateway.reload(yaml);
+  assert.deepEqual(plan?.items.find(({ kind }) => kind === "Stamp")?.notes, ["new code of stamp 1.0.0"]);
+  assert.match(await stampedBy(client), /^1\.0\.0 1\.0\.0 dep-1\.1\.0 2 /);
+});
+
 test("versions in folders of their own: the other folder is an upgrade", async (t) => {
   const yaml = (version: string): string =>
     config(["Stamp"], `---\nkind: Gateway\nplugins: { dirs: [".sluice/plugins/stamp@${version}/node_modules"] }\n`);
