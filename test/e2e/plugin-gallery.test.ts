@@ -227,7 +227,7 @@ describe("a config that names them, saved beside a running gateway", () => {
       assert.deepEqual(more, []);
       assert.equal(first?.["code"], code);
       assert.match(String(first?.["where"]), /sluice\.yaml:17:16 > p > f > kind$/);
-      assert.match(String(first?.msg), message);
+      assert.match(first?.msg ?? "", message);
       await running.assertUntouched();
     });
   }

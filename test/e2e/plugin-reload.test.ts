@@ -43,10 +43,10 @@ interface Setup {
   readonly folder: string;
   readonly gateway: SpawnedGateway;
   /** Publishes, and resolves with what comes back. */
-  echo(text: string): Promise<string>;
-  save(filters: string): Promise<void>;
+  readonly echo: (text: string) => Promise<string>;
+  readonly save: (filters: string) => Promise<void>;
   /** Does it, and returns what the reload that it leads to has said. */
-  reloadAfter(change: () => Promise<unknown>): Promise<LogLine>;
+  readonly reloadAfter: (change: () => Promise<unknown>) => Promise<LogLine>;
 }
 
 async function start(t: TestContext, filters: string): Promise<Setup> {

@@ -62,7 +62,7 @@ describe("plugins.allow and deny", () => {
     ['allow: ["@acme/label@^0.4.0"]', false, true],
     ['allow: ["*"], deny: ["@acme/label"]', false, true],
   ] as const) {
-    test(`${plugins || "neither"}`, async () => {
+    test(plugins || "neither", async () => {
       const given = [`dirs: ["${dirs}"]`, plugins].filter((part) => part !== "").join(", ");
       const { problems } = await load(await project(given, use("Label") + use("ConnectControl")));
       const refused = [...(label ? [] : ["Label"]), ...(distribution ? [] : ["ConnectControl"])];
