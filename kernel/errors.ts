@@ -14,7 +14,7 @@ export const codes = {
   PLUGIN_INSTALL_FAILED: "a package could not be fetched or installed",
   PLUGIN_CHANGED: "an installed package is not what plugins.lock says",
   PLUGIN_LOCK_INVALID: "plugins.lock can't be read",
-  PLUGIN_IN_USE: "the running config would not be valid without it",
+  PLUGIN_IN_USE: "the config would not be valid without the plugin",
   PLUGIN_BUSY: "another command is changing the plugins",
   PLUGIN_START_TIMEOUT: "a plugin did not start before its deadline",
   FILTER_CREATE_FAILED: "a filter could not be created from its options",

@@ -3,6 +3,7 @@ import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { access, constants, realpath } from "node:fs/promises";
 import { delimiter, dirname, join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
 import { SluiceError } from "./errors.ts";
 
 export interface NpmOptions {
@@ -13,6 +14,8 @@ export interface NpmOptions {
 
 /** npm tries a registry again and again for minutes; this is for one that does not even fail. */
 const deadlineMs = 15 * 60_000;
+/** How long it may take to end once it is told to. */
+const killedMs = 5_000;
 /** What is kept of what it writes. */
 const maxOutput = 1 << 20;
 /** Inherited from an `npm run` around us, these would change what our own options mean. */
@@ -35,10 +38,13 @@ export async function runNpm(args: readonly string[], { cwd, env, signal }: NpmO
   let [stdout, stderr] = ["", ""];
   child.stdout.setEncoding("utf8").on("data", (text: string) => (stdout = (stdout + text).slice(-maxOutput)));
   child.stderr.setEncoding("utf8").on("data", (text: string) => (stderr = (stderr + text).slice(-maxOutput)));
+  const closed = new Promise<void>((resolve) => child.once("close", () => resolve()));
   let code: number | null;
   try {
     [code] = (await once(child, "close")) as [number | null];
   } catch (error) {
+    // As long as it is there, it may still write.
+    await Promise.race([closed, sleep(killedMs, undefined, { ref: false })]);
     const why = signal.aborted ? "interrupted" : (error as Error).message;
     throw new SluiceError("PLUGIN_INSTALL_FAILED", `npm ${args[0]}: ${why}`, { cause: error });
   }

@@ -16,7 +16,7 @@ export interface RecordChange {
 
 /**
  * What is to be written; undefined where nothing is: it is all there, or the nearest package.json is not the config's
- * own, or is a package manager's. Throws where it is no JSON.
+ * own, or is a package manager's, or no JSON.
  */
 export async function recordOf(
   folder: string,
@@ -28,7 +28,8 @@ export async function recordOf(
   if (nearest !== undefined && dirname(nearest) !== folder) return undefined;
   for (const name of managed) if (await exists(join(folder, name))) return undefined;
   const text = nearest === undefined ? undefined : await readFile(file, "utf8");
-  const json = text === undefined ? { private: true } : (JSON.parse(text) as Record<string, unknown>);
+  const json = text === undefined ? { private: true } : parse(text);
+  if (json === undefined) return undefined;
   const listed = (json["dependencies"] ?? {}) as Record<string, string>;
   const wanted = new Map(Object.entries(listed));
   for (const [name, plugin] of before) if (wanted.get(name) === specOf(plugin)) wanted.delete(name);
@@ -37,6 +38,14 @@ export async function recordOf(
   if (JSON.stringify(sorted) === JSON.stringify(listed)) return undefined;
   const indent = /^([ \t]+)"/m.exec(text ?? "")?.[1] ?? "  ";
   return { file, before: text, text: `${JSON.stringify({ ...json, dependencies: sorted }, undefined, indent)}\n` };
+}
+
+function parse(text: string): Record<string, unknown> | undefined {
+  try {
+    return JSON.parse(text) as Record<string, unknown>;
+  } catch {
+    return undefined;
+  }
 }
 
 const specOf = ({ source, version }: LockedPlugin): string => (source.startsWith("file:") ? source : version);

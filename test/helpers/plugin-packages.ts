@@ -28,7 +28,7 @@ export interface PluginPackage {
 /** Returns the package's folder, which is below `parent`. */
 export async function writePlugin(parent: string, plugin: PluginPackage): Promise<string> {
   const { name, version = "1.0.0", kind = "Mark", mark = "marked", manifest = {}, files = {} } = plugin;
-  const folder = join(parent, `${name.replace("/", "+")}-${version}`);
+  const folder = join(parent, `${name.replace("@", "").replace("/", "-")}-${version}`);
   await mkdir(folder, { recursive: true });
   const all = {
     "package.json": JSON.stringify({
