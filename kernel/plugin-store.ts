@@ -59,7 +59,13 @@ export async function recoverStore(folder: string, lock: PluginLock): Promise<vo
     await rename(aside, place);
   }
   await tidyStore(folder);
+  for (const name of await readdir(folder)) {
+    if (halfWritten.test(name)) await rm(join(folder, name), { force: true });
+  }
 }
+
+/** Files that did not come to their place. */
+const halfWritten = /^\.(plugins\.lock|package\.json)\.[0-9a-f]{12}\.tmp$/;
 
 /** Removes what was staged. */
 export async function tidyStore(folder: string): Promise<void> {
