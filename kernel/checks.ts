@@ -1,7 +1,9 @@
 /** What no schema can say: whether the documents of a config fit each other. */
 import type { Entry, Issues } from "./entry.ts";
 import { isMap } from "./entry.ts";
+import { plainKind } from "./kind-name.ts";
 import type { ReadListener } from "./listener-options.ts";
+import { patternFault } from "./plugin-trust.ts";
 import type { FilterKind, PacketType } from "./plugin.ts";
 import { packetTypes } from "./plugin-code.ts";
 import type { Path } from "./schema.ts";
@@ -33,12 +35,27 @@ interface Step {
 const end = "END";
 const listOf = (value: unknown): unknown[] => (Array.isArray(value) ? value : []);
 
+/** What the schema can't say of `plugins.allow` and `deny`. */
+export function checkTrust(gateway: Entry, found: Issues): boolean {
+  const plugins = gateway.options["plugins"];
+  let isValid = true;
+  for (const list of ["allow", "deny"]) {
+    for (const [index, text] of listOf(isMap(plugins) ? plugins[list] : undefined).entries()) {
+      const fault = typeof text === "string" ? patternFault(text) : undefined;
+      if (fault === undefined) continue;
+      found.problem(gateway.where(["plugins", list, index]), fault);
+      isValid = false;
+    }
+  }
+  return isValid;
+}
+
 /** Two documents of one kind, or two filters of one pipeline, by the same name. */
 export function checkNames(entries: readonly Entry[], found: Issues): void {
   const first = new Map<string, Entry>();
   for (const entry of entries) {
     if (entry.name === "") continue;
-    const key = JSON.stringify([entry.kind, entry.name]);
+    const key = JSON.stringify([plainKind(entry.kind), entry.name]);
     const other = first.get(key);
     if (other === undefined) first.set(key, entry);
     else

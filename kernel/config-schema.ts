@@ -25,26 +25,34 @@ const { isolate } = kernelSchemas.Pipeline.properties.filters.items.properties;
 export function configSchema(kinds: readonly KindInfo[]): object {
   const filters = kinds.filter((one) => one.family === "filter");
   const documents = [...kernelKinds, ...kinds.filter((one) => one.family === "service")];
-  const definitions = [...documents, ...filters].map((info) => [info.kind, definition(info, filters)] as const);
+  const all = [...documents, ...filters];
+  /** A kind that several packages provide goes by its package too. */
+  const keyOf = ({ kind, package: from }: KindInfo): string =>
+    all.filter((one) => one.kind === kind).length === 1 ? kind : `${from}#${kind}`;
+  const reference = (info: KindInfo): Json => ({ $ref: pointerTo(keyOf(info)) });
+  const definitions = all.map((info) => [keyOf(info), definition(info, keyOf(info), filters.map(reference))] as const);
   return {
     $schema: "https://json-schema.org/draft/2020-12/schema",
     title: "Sluice config",
     description: "A document of a Sluice config; one file may hold several, separated by ---.",
-    oneOf: documents.map(({ kind }) => ({ $ref: `#/$defs/${kind}` })),
+    oneOf: documents.map(reference),
     $defs: Object.fromEntries(definitions),
   };
 }
 
+const pointerTo = (key: string): string => `#/$defs/${encodeURIComponent(key.replaceAll("/", "~1"))}`;
+
 /** A kind's options with its name and kind, and its own references led to where it now stands. */
-function definition(info: KindInfo, filters: readonly KindInfo[]): Json {
-  const { $schema: _, $id: _id, ...schema } = rebase(info.schema, `#/$defs/${info.kind}`) as Json;
+function definition(info: KindInfo, key: string, filters: readonly Json[]): Json {
+  const { $schema: _, $id: _id, ...schema } = rebase(info.schema, pointerTo(key)) as Json;
+  const names = info.family === "kernel" || key !== info.kind ? [key] : [key, `${info.package}#${key}`];
   const properties = schema["properties"] as Json | undefined;
   const required = (schema["required"] ?? []) as string[];
   const nameNeeded = info.kind === "Gateway" ? [] : ["name"];
   return {
     ...schema,
     properties: {
-      kind: { const: info.kind, description: info.description },
+      kind: { ...(names.length === 1 ? { const: key } : { enum: names }), description: info.description },
       name,
       ...tolerated,
       ...properties,
@@ -55,9 +63,10 @@ function definition(info: KindInfo, filters: readonly KindInfo[]): Json {
   };
 }
 
-function filterList(filtersSchema: Json, filters: readonly KindInfo[]): Json {
-  return { ...filtersSchema, items: { oneOf: filters.map(({ kind }) => ({ $ref: `#/$defs/${kind}` })) } };
-}
+const filterList = (filtersSchema: Json, filters: readonly Json[]): Json => ({
+  ...filtersSchema,
+  items: { oneOf: filters },
+});
 
 /** What may stand for a number, a boolean or a list as well: `${PORT}`. */
 const variable = "^\\$\\{[^}]+\\}$";

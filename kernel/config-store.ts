@@ -24,15 +24,22 @@ interface StagedFile {
   readonly before: string | undefined;
 }
 
-/** @throws SluiceError CONFIG_READ_ONLY; nothing is left behind */
-export async function stageFiles(texts: Overlay, before: ReadonlyMap<string, string>): Promise<StagedFiles> {
+/**
+ * @param newMode of files that are not there yet
+ * @throws SluiceError CONFIG_READ_ONLY; nothing is left behind
+ */
+export async function stageFiles(
+  texts: Overlay,
+  before: ReadonlyMap<string, string>,
+  newMode = 0o600,
+): Promise<StagedFiles> {
   const staged: StagedFile[] = [];
   const discard = async (): Promise<void> => {
     for (const { temporary } of staged) if (temporary !== undefined) await rm(temporary, { force: true });
   };
   try {
     for (const [file, text] of texts) {
-      const mode = await writableMode(file);
+      const mode = (await writableMode(file)) ?? newMode;
       const name = `.${basename(file)}.${randomBytes(6).toString("hex")}.tmp`;
       const temporary = text === undefined ? undefined : join(dirname(file), name);
       staged.push({ file, temporary, before: before.get(file) });
@@ -63,14 +70,14 @@ export async function stageFiles(texts: Overlay, before: ReadonlyMap<string, str
   };
 }
 
-/** The mode that the file has, or is to have. A link would be replaced by a file, and its source would win in the end. */
-async function writableMode(file: string): Promise<number> {
+/** The mode of the file; undefined where there is none. A link would be replaced by a file, and its source would win in the end. */
+async function writableMode(file: string): Promise<number | undefined> {
   await access(dirname(file), constants.W_OK | constants.X_OK);
   const stats = await lstat(file).catch((error: NodeJS.ErrnoException) => {
     if (error.code === "ENOENT") return undefined;
     throw error;
   });
-  if (!stats) return 0o600;
+  if (!stats) return undefined;
   if (stats.isSymbolicLink())
     throw new Error(`${file} is a symbolic link, as of a ConfigMap: change what it is made from`);
   if (!stats.isFile()) throw new Error(`${file} is there already, and is no file`);

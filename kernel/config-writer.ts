@@ -2,6 +2,7 @@
 import { basename, join } from "node:path";
 import type { LoadedSpec, WrittenDocument } from "./config.ts";
 import { configError, SluiceError } from "./errors.ts";
+import { plainKind } from "./kind-name.ts";
 import { reveal } from "./masked.ts";
 import type { ConfigChange, ConfigDocument } from "./plugin.ts";
 import { editDocument, readDocumentText, renderDocument } from "./yaml-edit.ts";
@@ -115,7 +116,7 @@ function fileOfNew(
   const [only] = texts.keys();
   if (texts.size === 1 && only === path) return path;
   const own = join(path, `${document.name}.yaml`);
-  return files.has(own) ? join(path, `${document.kind}-${document.name}.yaml`) : own;
+  return files.has(own) ? join(path, `${plainKind(document.kind)}-${document.name}.yaml`) : own;
 }
 
 function remove(

@@ -1,5 +1,6 @@
 /** A config on disk -> the spec that the gateway is built from, or every problem with it. Nothing is bound or started here. */
 import { stat } from "node:fs/promises";
+import { join } from "node:path";
 import {
   checkAddresses,
   checkNames,
@@ -7,6 +8,7 @@ import {
   checkPresence,
   checkRules,
   checkStore,
+  checkTrust,
   type FilterEntry,
   type PipelineEntry,
 } from "./checks.ts";
@@ -15,11 +17,14 @@ import type { Problem, RawDocument } from "./documents.ts";
 import { isMap, issues, readEntry, validateEntry, type Entry, type Issues } from "./entry.ts";
 import { SluiceError } from "./errors.ts";
 import { isKernelKind, kernelKindNames, kernelSchemas, type KernelKind } from "./kernel-kinds.ts";
+import { parseKindName, plainKind } from "./kind-name.ts";
 import { type ReadListener, readListeners } from "./listener-options.ts";
+import { nearestPackageFile } from "./packages.ts";
+import { lockPath } from "./plugin-lock.ts";
 import type { FilterKind, ServiceKind } from "./plugin.ts";
 import { inspect } from "./isolation.ts";
 import type { PluginModules } from "./plugin-modules.ts";
-import { findPlugins, type Registry } from "./registry.ts";
+import { findPlugins, type FindOptions, type Registry } from "./registry.ts";
 import { schemaCompiler, type Compile } from "./schema.ts";
 import { showDocument, toGatewaySpec, toIsolationSpec, toPipelineSpec, toProxySpec } from "./spec-builder.ts";
 import type { KindOrigin, ObjectRef, Spec } from "./spec.ts";
@@ -41,6 +46,8 @@ export interface LoadOptions {
   readonly ahead?: readonly string[];
   /** Where a gateway may run already: what it has in memory of the plugins' code. */
   readonly modules?: PluginModules;
+  /** A plugin that is taken to be installed, or not to be any more, likewise. */
+  readonly candidate?: FindOptions["candidate"];
 }
 
 /** Where a document stands. */
@@ -59,7 +66,7 @@ export interface LoadedSpec {
   registry: Registry;
   problems: Problem[];
   warnings: Problem[];
-  /** Absolute: every file and folder that was read, certificates and `${file:...}` included. */
+  /** Absolute: every file and folder that was read, certificates, `${file:...}` and lists of plugins included. */
   inputs: ReadonlySet<string>;
   /** Absolute: the file or folder; undefined where none was found. */
   path: string | undefined;
@@ -88,9 +95,15 @@ export async function loadSpec(o: LoadOptions): Promise<LoadedSpec> {
     found.problem(entry.where(["kind"]), "a config has one Gateway document at most: merge them");
   const gateway = toGatewaySpec(gateways[0]?.valid === true ? gateways[0].options : undefined, files.folder);
   await checkFolders(gateways[0], gateway.plugins.dirs, found);
-  const { ahead = [], bins, modules } = o;
-  const { folder } = files;
-  const registry = await findPlugins({ ahead, folder, dirs: gateway.plugins.dirs, bins, compile, modules });
+  await addPluginLists(files);
+  const registry = await findPlugins({
+    ...o,
+    ...gateway.plugins,
+    folder: files.folder,
+    trust: gateway.plugins,
+    compile,
+  });
+  const mayImport = knowsTrust(gateways, files, registry, found);
   const entries = [...written, ...impliedEntries(registry, written, found)];
 
   // All options are validated before any plugin's code runs.
@@ -103,15 +116,17 @@ export async function loadSpec(o: LoadOptions): Promise<LoadedSpec> {
     .filter((entry) => !isKernelKind(entry.kind))
     .map((entry) => validateOptions(entry, registry, found));
 
-  const codes = await loadKinds([...services, ...drafts.flatMap((draft) => draft.filters)], registry, found);
+  const uses: Use[] = [...services, ...drafts.flatMap((draft) => draft.filters)];
+  const codes = await loadKinds(uses, registry, mayImport, found);
   const pipelines: PipelineEntry[] = [];
   for (const { entry, filters } of drafts) {
     const loaded = filters.map(async (filter) =>
-      filter.isolate === undefined ? withCode(filter, codes) : inspectIsolated(filter, entry.valid, registry, found),
+      filter.isolate === undefined
+        ? withCode(filter, codes)
+        : inspectIsolated(filter, mayImport && entry.valid, registry, found),
     );
     pipelines.push({ ...entry, filters: await Promise.all(loaded) });
   }
-  const uses: Use[] = [...services, ...drafts.flatMap((draft) => draft.filters)];
   for (const use of uses) if (use.isolate === undefined) runValidate(use, codes.get(use.kind), found);
 
   checkStore(
@@ -119,7 +134,7 @@ export async function loadSpec(o: LoadOptions): Promise<LoadedSpec> {
     found,
   );
   const listeners = check({ files, proxies, pipelines, entries, found });
-  reportPackages(registry, found);
+  reportPackages(registry, uses, found);
   found.problems.sort(byPosition);
   found.warnings.sort(byPosition);
   const { problems, warnings } = found;
@@ -163,15 +178,72 @@ export async function loadSpec(o: LoadOptions): Promise<LoadedSpec> {
   return { spec, ...read };
 }
 
+export interface Installed {
+  readonly registry: Registry;
+  /** Absolute: where the config lies, or where one is looked for. */
+  readonly folder: string;
+  /** Absolute: the file or folder; undefined where none was found. */
+  readonly path: string | undefined;
+  /** Whether `path` exists. */
+  readonly isThere: boolean;
+  /** False where the Gateway document, which says what may be used, has problems: then only the distribution's own may. */
+  readonly isTrustKnown: boolean;
+  /** By kind as it is written: the documents and `pipeline/filter`s that are of it. */
+  readonly uses: ReadonlyMap<string, readonly string[]>;
+}
+
 /** The plugins that a config (where there is one) could use, whatever else may be wrong with it. */
-export async function findInstalled(o: LoadOptions): Promise<Registry> {
+export async function findInstalled(o: LoadOptions): Promise<Installed> {
   const files = await readConfigFiles(o);
   const ignored = issues();
   const compile = schemaCompiler();
   const written = files.documents.flatMap((raw) => readDocument(raw, ignored) ?? []);
-  const gateway = validateKind("Gateway", written, compile, ignored).find((entry) => entry.valid);
-  const { plugins } = toGatewaySpec(gateway?.options, files.folder);
-  return findPlugins({ folder: files.folder, dirs: plugins.dirs, bins: o.bins, compile });
+  const gateways = validateKind("Gateway", written, compile, ignored);
+  const { plugins } = toGatewaySpec(gateways.find((entry) => entry.valid)?.options, files.folder);
+  const isTrustKnown = gateways.every((entry) => entry.valid && checkTrust(entry, ignored));
+  // Where it can't be told which packages may be used, the distribution's own may.
+  const trust = isTrustKnown ? plugins : { ...plugins, allow: [] };
+  const registry = await findPlugins({ ...o, ...plugins, folder: files.folder, trust, compile });
+  return {
+    registry,
+    folder: files.folder,
+    path: files.path,
+    isThere: files.path !== undefined && (await stat(files.path).catch(() => undefined)) !== undefined,
+    isTrustKnown,
+    uses: usesIn([...written, ...impliedEntries(registry, written, ignored)]),
+  };
+}
+
+function usesIn(entries: readonly Entry[]): Map<string, string[]> {
+  const uses = new Map<string, string[]>();
+  const add = (kind: unknown, label: string): void => {
+    if (typeof kind === "string") uses.set(kind, [...(uses.get(kind) ?? []), label]);
+  };
+  for (const { kind, name, options } of entries) {
+    add(kind, name);
+    const filters = kind === "Pipeline" && Array.isArray(options["filters"]) ? (options["filters"] as unknown[]) : [];
+    for (const filter of filters) if (isMap(filter)) add(filter["kind"], `${name}/${String(filter["name"])}`);
+  }
+  return uses;
+}
+
+/** What lists plugins beside the config is read, though it may not be there yet. */
+async function addPluginLists({ folder, inputs }: ConfigFiles): Promise<void> {
+  inputs.add(lockPath(folder));
+  inputs.add((await nearestPackageFile(folder)) ?? join(folder, "package.json"));
+}
+
+/** Whether it is known which packages may be used: nothing of theirs runs before that. */
+function knowsTrust(
+  gateways: readonly Checked<Entry>[],
+  files: ConfigFiles,
+  registry: Registry,
+  found: Issues,
+): boolean {
+  // A document that can't be read is none, and may be the one that says it.
+  const isReadable = gateways.length > 0 || [...files.texts.values()].every((text) => !text.includes("Gateway"));
+  const isValid = gateways.length <= 1 && gateways.every((entry) => entry.valid && checkTrust(entry, found));
+  return isReadable && isValid && registry.problems().every(({ code }) => code !== "PLUGIN_LOCK_INVALID");
 }
 
 function readDocument(raw: RawDocument, found: Issues): Entry | undefined {
@@ -205,7 +277,7 @@ function validateKind(kind: KernelKind, entries: readonly Entry[], compile: Comp
 
 /** What the distribution adds: a document of the config replaces the implied ones of its kind. */
 function impliedEntries(registry: Registry, written: readonly Entry[], found: Issues): Entry[] {
-  const kinds = new Set(written.map((entry) => entry.kind));
+  const kinds = new Set(written.map((entry) => plainKind(entry.kind)));
   return registry
     .implied()
     .filter(({ kind }) => !kinds.has(kind))
@@ -248,15 +320,20 @@ function validateOptions(entry: Entry, registry: Registry, found: Issues): Check
   return { ...result.entry, valid: result.valid };
 }
 
-/** Imports each kind once, unless all its uses are isolated; what fails is reported at every use of it. */
-async function loadKinds(uses: readonly Use[], registry: Registry, found: Issues): Promise<Map<string, Code>> {
+/** Imports each kind once, where it may and not all its uses are isolated; what fails is reported at every use of it. */
+async function loadKinds(
+  uses: readonly Use[],
+  registry: Registry,
+  mayImport: boolean,
+  found: Issues,
+): Promise<Map<string, Code>> {
   const codes = new Map<string, Code>();
   const failures = new Map<string, SluiceError>();
   for (const kind of new Set(uses.map((use) => use.kind))) {
     const isImported = uses.some((use) => use.kind === kind && use.isolate === undefined);
     try {
-      if (isImported) codes.set(kind, await registry.load(kind, kernelKindNames));
-      else registry.source(kind, kernelKindNames);
+      if (isImported && mayImport) codes.set(kind, await registry.load(kind, kernelKindNames));
+      else registry.find(kind, kernelKindNames);
     } catch (error) {
       if (!(error instanceof SluiceError)) throw error;
       failures.set(kind, error);
@@ -391,17 +468,25 @@ function mendNumbers(proxy: Entry, found: Issues): void {
 }
 
 /** Packages that can't be used are worth a word even where nothing needs them. */
-function reportPackages(registry: Registry, found: Issues): void {
+function reportPackages(registry: Registry, uses: readonly Entry[], found: Issues): void {
+  const qualified = new Set(
+    uses.map(({ kind }) => parseKindName(kind)).flatMap((name) => (name.package ? name.kind : [])),
+  );
   for (const problem of registry.problems()) {
     const reported = problem.kinds.some((kind) =>
       found.problems.some((one) => one.code === problem.code && one.message.includes(kind)),
     );
-    if (!reported)
+    // Who names a kind with its package knows that there are two.
+    const isSettled = problem.code === "PLUGIN_DUPLICATE_KIND" && problem.kinds.every((kind) => qualified.has(kind));
+    if (problem.code === "PLUGIN_LOCK_INVALID") {
+      found.problems.push({ where: problem.folder, message: problem.message, code: problem.code });
+    } else if (!reported && !isSettled) {
       found.warnings.push({
         where: problem.folder,
         message: `the package ${problem.package} ${problem.message}`,
         code: problem.code,
       });
+    }
   }
 }
 

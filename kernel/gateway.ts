@@ -172,7 +172,11 @@ export function createGateway(o: { log: RootLogger; version: string; startDeadli
   async function change({ spec, registry: found }: { spec: Spec; registry: Registry }): Promise<Plan> {
     if (stopped) throw new SluiceError("CONFIG_INVALID", "the gateway is stopping; the config is not changed any more");
     const plan = makePlan(running.spec, spec);
-    if (plan.isEmpty && running.spec) return plan;
+    if (plan.isEmpty && running.spec) {
+      // A plugin may have come that the config does not use yet.
+      registry = found;
+      return plan;
+    }
     if (running.spec) refuseOtherStore(spec);
     let candidate: Candidate;
     try {

@@ -18,6 +18,8 @@ export interface Manifest {
   readonly folder: string;
   /** `engines.sluice`, not yet judged. */
   readonly apiRange: string | undefined;
+  /** `engines.node`, likewise. */
+  readonly nodeRange: string | undefined;
   readonly kinds: ReadonlyMap<string, DeclaredKind>;
   /** Name -> entry, absolute. */
   readonly commands: ReadonlyMap<string, string>;
@@ -71,20 +73,28 @@ export async function readManifest(
     if (Object.keys(declared).length + Object.keys(commands).length === 0)
       throw new Faulty("its package.json lists no kinds and no commands under sluice");
     const kinds = new Map<string, DeclaredKind>();
-    for (const [kind, value] of Object.entries(declared))
+    for (const [kind, value] of Object.entries(declared)) {
+      // A config may name it as `package#Kind`.
+      if (!/^\w[\w.-]*$/.test(kind))
+        throw new Faulty(`${JSON.stringify(kind)} in sluice.kinds of its package.json is no name for a kind`);
       kinds.set(kind, await declaredKind(folder, kind, value, json));
+    }
     const entries = new Map<string, string>();
     for (const [command, entry] of Object.entries(commands)) {
       entries.set(command, await inside(folder, entry, `sluice.commands.${command}`));
     }
     const engines = json["engines"];
-    const range = isMap(engines) ? engines["sluice"] : undefined;
+    const range = (of: "node" | "sluice"): string | undefined => {
+      const value = isMap(engines) ? engines[of] : undefined;
+      return typeof value === "string" ? value : undefined;
+    };
     return {
       manifest: {
         package: name,
         version: typeof json["version"] === "string" ? json["version"] : "0.0.0",
         folder,
-        apiRange: typeof range === "string" ? range : undefined,
+        apiRange: range("sluice"),
+        nodeRange: range("node"),
         kinds,
         commands: entries,
       },

@@ -9,13 +9,15 @@ export interface ImpliedDocument {
   readonly [field: string]: unknown;
 }
 
-/** One package.json whose dependencies are looked at, or one folder of packages. */
+/** One package.json whose dependencies are looked at, plugins.lock, or one folder of packages. */
 export interface SearchPlace {
+  /** `distribution`: what belongs to the gateway itself. */
+  readonly sort: "dependencies" | "lock" | "dirs" | "distribution";
   /** For messages: what was looked at. */
   readonly label: string;
   /** The real folders of the packages there, in order. */
   readonly folders: readonly string[];
-  /** Names listed as dependencies that are not installed. */
+  /** What is listed there and is not installed, with what to do: `sluice-stamp (npm install)`. */
   readonly missing: readonly string[];
   readonly implied: readonly ImpliedDocument[];
   /** Files, there or not, that a package manager writes last when it changes what is installed here. */
@@ -27,16 +29,26 @@ const receiptNames = [".package-lock.json", ".pnpm/lock.yaml", ".yarn-integrity"
 
 type Json = Record<string, unknown>;
 
-/** In the order in which they are searched: `ahead`, the config's own package, `plugins.dirs`, what lies above the bin. */
+/** The package.json nearest to the config, which lists what it depends on; undefined where there is none. */
+export async function nearestPackageFile(folder: string): Promise<string | undefined> {
+  return (await packageFilesAbove(folder))[0];
+}
+
+/** In the order in which they are searched: `ahead`, the config's own package, plugins.lock, `plugins.dirs`, what lies above the bin. */
 export async function searchPlaces(o: {
   readonly ahead?: readonly string[];
   readonly folder: string;
   readonly dirs: readonly string[];
   readonly bins: readonly string[];
+  /** What plugins.lock lists, by package name: the folders of the packages. */
+  readonly locked: ReadonlyMap<string, string>;
 }): Promise<SearchPlace[]> {
+  const above = await packageFilesOfBins(o.bins);
+  const nearest = await nearestPackageFile(o.folder);
   const places: SearchPlace[] = [];
   for (const folder of o.ahead ?? []) {
     places.push({
+      sort: "dirs",
       label: `the package ${folder}`,
       folders: [await realpath(folder)],
       missing: [],
@@ -44,27 +56,45 @@ export async function searchPlaces(o: {
       receipts: [],
     });
   }
-  const nearest = (await packageFilesAbove(o.folder))[0];
-  if (nearest !== undefined) places.push(await dependenciesOf(nearest, false));
-  for (const dir of o.dirs) places.push(await packagesBelow(dir));
-  const seen = new Set<string>();
-  for (const bin of o.bins) {
-    for (const path of [bin, await realpath(bin).catch(() => bin)]) {
-      for (const file of await packageFilesAbove(dirname(path))) {
-        const real = await realpath(file);
-        if (seen.has(real)) continue;
-        seen.add(real);
-        places.push(await dependenciesOf(file, true));
-      }
-    }
+  if (nearest !== undefined) {
+    const found = await dependenciesOf(nearest, o.locked);
+    // A distribution says that it is one; a project that merely depends on it is the user's.
+    const isDistribution = found.implied.length > 0 && above.has(await realpath(nearest));
+    places.push({ ...found, sort: isDistribution ? "distribution" : "dependencies", implied: [] });
   }
+  if (o.locked.size > 0) places.push(await packagesOfLock(o.folder, o.locked));
+  for (const dir of o.dirs) places.push(await packagesBelow(dir));
+  for (const file of above.values()) places.push(await dependenciesOf(file, o.locked));
   return places;
 }
 
+/** Each once: by its real path, the path by which it was found. */
+async function packageFilesOfBins(bins: readonly string[]): Promise<Map<string, string>> {
+  const files = new Map<string, string>();
+  for (const bin of bins) {
+    for (const path of [bin, await realpath(bin).catch(() => bin)]) {
+      for (const file of await packageFilesAbove(dirname(path))) {
+        const real = await realpath(file);
+        if (!files.has(real)) files.set(real, file);
+      }
+    }
+  }
+  return files;
+}
+
+export interface FoundPackage {
+  readonly folder: string;
+  /** The first that has it. */
+  readonly place: SearchPlace;
+  /** Its package.json. */
+  readonly json: Json | Error;
+}
+
 /** Each package once, though several places may have it. */
-export async function packagesIn(places: readonly SearchPlace[]): Promise<{ folder: string; json: Json | Error }[]> {
-  const folders = new Set(places.flatMap((place) => place.folders));
-  return Promise.all([...folders].map(async (folder) => ({ folder, json: await readPackage(folder) })));
+export async function packagesIn(places: readonly SearchPlace[]): Promise<FoundPackage[]> {
+  const found = new Map<string, SearchPlace>();
+  for (const place of places) for (const folder of place.folders) if (!found.has(folder)) found.set(folder, place);
+  return Promise.all([...found].map(async ([folder, place]) => ({ folder, place, json: await readPackage(folder) })));
 }
 
 /** Its package.json, or why it can't be read. */
@@ -104,23 +134,36 @@ async function packageFilesAbove(folder: string): Promise<string[]> {
   return files;
 }
 
-async function dependenciesOf(file: string, distribution: boolean): Promise<SearchPlace> {
+async function dependenciesOf(file: string, locked: ReadonlyMap<string, string>): Promise<SearchPlace> {
+  const sort = "distribution";
   const json = await readJson(file);
   const receipts = receiptNames.map((name) => join(dirname(file), "node_modules", name));
   if (json instanceof Error)
-    return { label: `${file} (${json.message})`, folders: [], missing: [], implied: [], receipts };
+    return { sort, label: `${file} (${json.message})`, folders: [], missing: [], implied: [], receipts };
   const required = Object.keys(json["dependencies"] ?? {});
   const optional = Object.keys(json["optionalDependencies"] ?? {});
   const folders: string[] = [];
   const missing: string[] = [];
   for (const name of new Set([...required, ...optional])) {
+    // What plugins.lock lists is taken from where that says.
+    if (locked.has(name)) continue;
     const folder = await resolvePackage(name, dirname(file));
     if (folder !== undefined) folders.push(folder);
-    else if (!optional.includes(name)) missing.push(name);
+    else if (!optional.includes(name)) missing.push(`${name} (npm install)`);
   }
   const listed = (json["sluice"] as Json | undefined)?.["implied"];
-  const implied = distribution && Array.isArray(listed) ? (listed as ImpliedDocument[]) : [];
-  return { label: `the dependencies in ${file}`, folders, missing, implied, receipts };
+  const implied = Array.isArray(listed) ? (listed as ImpliedDocument[]) : [];
+  return { sort, label: `the dependencies in ${file}`, folders, missing, implied, receipts };
+}
+
+async function packagesOfLock(folder: string, locked: ReadonlyMap<string, string>): Promise<SearchPlace> {
+  const folders: string[] = [];
+  const missing: string[] = [];
+  for (const [name, path] of locked) {
+    if (await exists(join(path, "package.json"))) folders.push(await realpath(path));
+    else missing.push(`${name} (sluice plugin add)`);
+  }
+  return { sort: "lock", label: `plugins.lock in ${folder}`, folders, missing, implied: [], receipts: [] };
 }
 
 /** As node resolves a package name: the real folder of the nearest node_modules that has it; undefined where none does. */
@@ -151,5 +194,5 @@ async function packagesBelow(dir: string): Promise<SearchPlace> {
   for (const folder of candidates) {
     if (await exists(join(folder, "package.json"))) folders.push(await realpath(folder));
   }
-  return { label: `the packages in ${dir}`, folders, missing: [], implied: [], receipts: [] };
+  return { sort: "dirs", label: `the packages in ${dir}`, folders, missing: [], implied: [], receipts: [] };
 }

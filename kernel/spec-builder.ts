@@ -2,6 +2,7 @@
 import { resolve } from "node:path";
 import { flowOf, type FilterEntry, type PipelineEntry } from "./checks.ts";
 import { isMap, type Entry } from "./entry.ts";
+import { trustAll, type Trust } from "./plugin-trust.ts";
 import type { ConfigDocument, FilterKind, PacketType } from "./plugin.ts";
 import type { KindSource } from "./plugin-code.ts";
 import { redact } from "./schema-walk.ts";
@@ -92,7 +93,7 @@ export function toIsolationSpec(isolate: unknown, source: KindSource): Isolation
 
 interface GatewayOptions {
   readonly log: { readonly level: string };
-  readonly plugins: { readonly dirs: readonly string[] };
+  readonly plugins: { readonly dirs: readonly string[] } & Partial<Trust>;
   readonly drain: { readonly timeout: number; readonly rate: number; readonly serverReference?: string };
   readonly history: number;
   readonly hints: readonly string[];
@@ -103,7 +104,7 @@ export function toGatewaySpec(options: Readonly<Record<string, unknown>> | undef
   const { log, plugins, drain, history, hints } = (options ?? {}) as Partial<GatewayOptions>;
   return {
     log: { level: log?.level ?? "info" },
-    plugins: { dirs: (plugins?.dirs ?? []).map((dir) => resolve(folder, dir)) },
+    plugins: { ...trustAll, ...plugins, dirs: (plugins?.dirs ?? []).map((dir) => resolve(folder, dir)) },
     drain: {
       timeoutMs: (drain?.timeout ?? 10) * 1000,
       rate: drain?.rate ?? 1000,

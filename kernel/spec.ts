@@ -1,6 +1,7 @@
 /** The config's documents once validated: what the gateway is built from. */
 import type { ConfigDocument, FilterKind, PacketType, QoS, ServiceKind } from "./plugin.ts";
 import type { KindSource } from "./plugin-code.ts";
+import type { Trust } from "./plugin-trust.ts";
 import type { QueueLimits } from "./store.ts";
 
 /** Windows of `timePeriod` seconds; 0 = no limit of that sort. A cost may overshoot and is paid back by later windows. */
@@ -180,7 +181,7 @@ export interface DrainSpec {
 
 export interface GatewaySpec {
   readonly log: { readonly level: string };
-  readonly plugins: { readonly dirs: readonly string[] };
+  readonly plugins: { readonly dirs: readonly string[] } & Trust;
   readonly drain: DrainSpec;
   /** Applied configs that are remembered. */
   readonly history: number;

@@ -2,6 +2,7 @@
 import { Command, CommanderError } from "commander";
 import manifest from "../package.json" with { type: "json" };
 import type { Registry } from "../registry.ts";
+import { pluginCommands } from "./plugin.ts";
 
 /** What a command works with. */
 export interface Cli {
@@ -21,6 +22,25 @@ interface Options {
   readonly config?: string;
   readonly watch: boolean;
   readonly plugin: string;
+}
+
+/** One of several commands under a common name. */
+export interface Subcommand {
+  /** With its arguments: `add <source>`. */
+  readonly usage: string;
+  readonly description: string;
+  /** Flags and what they do, besides `-c`; those with `list` may be given several times. */
+  readonly options?: readonly { readonly flags: string; readonly description: string; readonly list?: boolean }[];
+  /** Behind the options. */
+  readonly help?: string;
+  /** For the program itself. */
+  readonly isHidden?: boolean;
+  run(cli: Cli, args: readonly string[], options: SubcommandOptions): Promise<number>;
+}
+
+export interface SubcommandOptions {
+  readonly config?: string;
+  readonly [name: string]: string | boolean | readonly string[] | undefined;
 }
 
 const exitCodes = `
@@ -66,12 +86,16 @@ export async function main(args: readonly string[], bins: readonly string[]): Pr
     code = await (await import("./schema.ts")).schema(cli, path);
   });
 
+  nest(program, "plugin", "install, remove and look at plugins", pluginCommands, async (command, given, options) => {
+    code = await command.run(cli, given, options);
+  });
+
   const builtIn = program.commands.map((command) => command.name());
   const [first = ""] = args;
   try {
     if (!builtIn.includes(first) && first !== "--version" && first !== "-V") {
       const { findInstalled } = await import("../config.ts");
-      const registry = await findInstalled(cli);
+      const { registry } = await findInstalled(cli);
       const name = first === "help" ? (args[1] ?? "") : first;
       const command = builtIn.includes(name) ? undefined : registry.commands().get(name);
       if (command !== undefined) {
@@ -89,6 +113,30 @@ export async function main(args: readonly string[], bins: readonly string[]): Pr
   }
 }
 
+const configOption = [
+  "-c, --config <file|folder>",
+  "the config; without it sluice.yaml is looked for here and above",
+] as const;
+
+function nest(
+  program: Command,
+  name: string,
+  description: string,
+  subcommands: readonly Subcommand[],
+  action: (command: Subcommand, args: readonly string[], options: SubcommandOptions) => Promise<void>,
+): void {
+  const parent = program.command(name).description(description).addHelpText("after", exitCodes);
+  for (const each of subcommands) {
+    const command = parent.command(each.usage, { hidden: each.isHidden === true }).description(each.description);
+    command.option(...configOption).addHelpText("after", `${each.help ?? ""}${exitCodes}`);
+    for (const { flags, description: meaning, list } of each.options ?? []) {
+      if (list) command.option(flags, meaning, (value, all: readonly string[] | undefined) => [...(all ?? []), value]);
+      else command.option(flags, meaning);
+    }
+    command.action(() => action(each, command.args, command.opts()));
+  }
+}
+
 function own(
   program: Command,
   name: string,
@@ -98,7 +146,7 @@ function own(
   return program
     .command(name)
     .description(description)
-    .option("-c, --config <file|folder>", "the config; without it sluice.yaml is looked for here and above")
+    .option(...configOption)
     .addHelpText("after", exitCodes)
     .action((options: Options) => action(options.config, options));
 }

@@ -45,7 +45,8 @@ export async function runPluginCommand(
   }
 }
 
-function toCommand(module: unknown, name: string, from: string): Command {
+/** @throws SluiceError PLUGIN_BROKEN */
+export function toCommand(module: unknown, name: string, from: string): Command {
   const command = (module as { default?: Partial<Command> }).default;
   if (typeof command?.run !== "function" || typeof command.help !== "string") {
     throw new SluiceError(

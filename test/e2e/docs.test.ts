@@ -73,8 +73,12 @@ function wrap(kind: string, text: string): string {
 }
 
 /** Every problem and warning, without its place. */
-async function check(path: string, env: NodeJS.ProcessEnv = {}): Promise<{ problems: string[]; warnings: string[] }> {
-  const { problems, warnings } = await loadSpec({ path, cwd: root, env, bins: [bin] });
+async function check(
+  path: string,
+  env: NodeJS.ProcessEnv = {},
+  from = bin,
+): Promise<{ problems: string[]; warnings: string[] }> {
+  const { problems, warnings } = await loadSpec({ path, cwd: root, env, bins: [from] });
   return {
     problems: problems.map(({ where, message }) => `${where}: ${message}`),
     warnings: warnings.map(({ message }) => message),
@@ -165,7 +169,7 @@ describe("pages", () => {
     const isFragment = verb === "fragment of";
     const file = join(clone.folder, "checked.yaml");
     await writeFile(file, isFragment ? wrap(rest, text) : text);
-    const { problems, warnings } = await check(file);
+    const { problems, warnings } = await check(file, {}, join(clone.folder, "kernel/cli.ts"));
     assert.deepEqual(problems, []);
     // What the wrapping lacks.
     const about = /no MQTTProxy document|no rule for Connect/;

@@ -11,6 +11,7 @@ import rootManifest from "../../package.json" with { type: "json" };
 import { createClone } from "../helpers/clone.ts";
 import { eventually } from "../helpers/eventually.ts";
 import { startTestGateway } from "../helpers/gateway.ts";
+import { bin } from "../helpers/gateway-under-test.ts";
 import { type LogLine, spawnGateway, type SpawnedGateway } from "../helpers/spawned-gateway.ts";
 import { run } from "../helpers/published.ts";
 import { npm, writeStamp, writeStampDependency } from "../helpers/stamp-package.ts";
@@ -200,6 +201,26 @@ test("pnpm, whose versions lie in folders of their own, is noticed as well", asy
   const line = await changedBy(() => pnpm(folder, "1.1.0"));
   assert.deepEqual(line["changed"], ["change Stamp publish/stamp (upgrade stamp 1.0.0 -> 1.1.0)"]);
   assert.equal(await stamped(), "1.1.0 1.1.0 none 2 2");
+});
+
+test("sluice plugin add puts another version beside the running one, which is used at once", async (t) => {
+  const { folder, file, gateway, stamped } = await start(t, config(["ConnectControl"]));
+  const shelf = join(shop, "added");
+  const add = async (version: string): Promise<void> => {
+    await writeStamp(join(shelf, "stamp"), version);
+    await npm(shelf, "pack", "./stamp");
+    await run("node", [bin, "plugin", "add", join(shelf, `stamp-${version}.tgz`)], folder);
+  };
+  const changed = (what: string): Promise<LogLine> =>
+    gateway.logged((line) => line.msg === "The config has changed" && JSON.stringify(line["changed"]).includes(what));
+  await add("1.0.0");
+  await writeFile(file, config(["Stamp"]));
+  await changed("build Stamp");
+  assert.equal(await stamped(), "1.0.0 1.0.0 none 1 1");
+  await add("1.1.0");
+  await changed("change Stamp publish/stamp (upgrade stamp 1.0.0 -> 1.1.0)");
+  assert.equal(await stamped(), "1.1.0 1.1.0 none 2 2");
+  assert.equal(await gateway.metric("sluice_plugin_stale_modules"), 1);
 });
 
 test("code that failed for a reason outside of it is run again", async (t) => {

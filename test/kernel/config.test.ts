@@ -93,7 +93,7 @@ describe("a config that is right", () => {
     assert.deepEqual([spec.path, spec.folder], [join(cwd, "sluice.yaml"), cwd]);
     assert.deepEqual(spec.gateway, {
       log: { level: "info" },
-      plugins: { dirs: [join(fixtures, "plugins")] },
+      plugins: { dirs: [join(fixtures, "plugins")], allow: undefined, deny: [], strict: false },
       drain: { timeoutMs: 10_000, rate: 1000, serverReference: undefined },
       history: 20,
       hints: [],

@@ -157,6 +157,12 @@ const gallery: Record<string, [code: string, message: RegExp]> = {
     "PLUGIN_INCOMPATIBLE",
     /broken-wrong-api .*needs plugin API \^2\.0\.0, and this gateway has 1\.0\.0: install/,
   ],
+  WrongNode: ["PLUGIN_INCOMPATIBLE", /broken-wrong-node .*needs Node\.js >=99, and this is \d+\.\d+\.\d+: install/],
+  BadNodeRange: ["PLUGIN_BROKEN", /engines\.node in its package\.json \(newest\) is no range/],
+  KindText: [
+    "PLUGIN_BROKEN",
+    /sluice\.kinds\.KindText in its package\.json is not a map with family, entry and schema/,
+  ],
   EntryOutside: ["PLUGIN_BROKEN", /entry \(\.\.\/throws\/index\.js\) lies outside the package/],
   EntryMissing: ["PLUGIN_BROKEN", /entry \(\.\/lost\.js\) does not exist in the package/],
   SchemaMissing: ["PLUGIN_BROKEN", /schema \(\.\/lost\.json\) does not exist/],
@@ -169,6 +175,7 @@ const gallery: Record<string, [code: string, message: RegExp]> = {
     "PLUGIN_DEPENDENCY_MISSING",
     /broken-dependency-missing needs the package "a-package-that-nobody-has", which is not installed: install/,
   ],
+  DependencyUnlisted: ["PLUGIN_DEPENDENCY_MISSING", /needs the package "a-package-that-nobody-lists"/],
   FileMissing: ["PLUGIN_BROKEN", /broken-file-missing failed while .*lost\.js/],
   NeverResolves: [
     "PLUGIN_START_TIMEOUT",
@@ -182,7 +189,7 @@ const gallery: Record<string, [code: string, message: RegExp]> = {
   BadDiscards: ["PLUGIN_BROKEN", /has discards that are not among its results/],
   Twice: [
     "PLUGIN_DUPLICATE_KIND",
-    /two packages provide the kind Twice: broken-duplicate-a .* and broken-duplicate-b .*; uninstall one/,
+    /two packages provide the kind Twice: broken-duplicate-a .* and broken-duplicate-b .*; uninstall one of them, or write "broken-duplicate-a#Twice" or "broken-duplicate-b#Twice"/,
   ],
   Pipeline: ["PLUGIN_BROKEN", /broken-kernel-kind .*provides the kind Pipeline, which is the kernel's own/],
   Gat: [
@@ -234,6 +241,13 @@ describe("the gallery of broken plugins", () => {
       "broken-schema-faulty": "PLUGIN_BROKEN",
       "broken-kernel-kind": "PLUGIN_BROKEN",
       "broken-duplicate-b": "PLUGIN_DUPLICATE_KIND",
+      "broken-bad-node-range": "PLUGIN_BROKEN",
+      "broken-command-missing": "PLUGIN_BROKEN",
+      "broken-kind-name": "PLUGIN_BROKEN",
+      "broken-kind-text": "PLUGIN_BROKEN",
+      "broken-kinds-list": "PLUGIN_BROKEN",
+      "broken-no-kinds": "PLUGIN_BROKEN",
+      "broken-wrong-node": "PLUGIN_INCOMPATIBLE",
     });
   });
 });
