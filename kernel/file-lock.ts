@@ -34,11 +34,11 @@ export async function withFileLock<T>(
       await takeAway(path, found.text);
       continue;
     }
+    if (!hasWaited) o.onWait(found.holder);
+    hasWaited = true;
     if (performance.now() >= until) {
       throw new SluiceError("PLUGIN_BUSY", `${found.holder} is at work here: wait for it, or delete ${path}`);
     }
-    if (!hasWaited) o.onWait(found.holder);
-    hasWaited = true;
     await sleep(retryMs, undefined, { signal: o.signal });
   }
   try {
