@@ -1,7 +1,8 @@
 /** `sluice plugin probe`: the process that `plugin add` has a plugin's code imported in. */
 import { messageOf, SluiceError } from "../errors.ts";
 import type { ProbeAnswer } from "../plugin-probe.ts";
-import { findPlugins, importWithin } from "../plugin-code.ts";
+import { importWithin } from "../plugin-code.ts";
+import { findPlugins } from "../registry.ts";
 import { toCommand } from "./plugin-command.ts";
 
 export async function probe([place = "", name = "", deadline]: readonly string[]): Promise<number> {
