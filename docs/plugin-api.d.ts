@@ -1,20 +1,52 @@
 import type { X509Certificate } from "node:crypto";
 export type PacketType = "Connect" | "Publish" | "Subscribe" | "Unsubscribe" | "Disconnect";
 export type QoS = 0 | 1 | 2;
+export type UserProperties = readonly (readonly [name: string, value: string])[];
+export interface MessageProperties {
+    readonly payloadFormat?: 0 | 1 | undefined;
+    readonly messageExpiry?: number | undefined;
+    readonly contentType?: string | undefined;
+    readonly responseTopic?: string | undefined;
+    readonly correlationData?: Buffer | undefined;
+    readonly userProperties?: UserProperties | undefined;
+}
 export interface Message {
     topic: string;
     payload: Buffer;
     qos: QoS;
     retain: boolean;
+    properties?: MessageProperties | undefined;
 }
-export type Reason = "unspecifiedError" | "implementationSpecificError" | "protocolError" | "malformedPacket" | "clientIdentifierNotValid" | "badUserNameOrPassword" | "notAuthorized" | "serverUnavailable" | "serverBusy" | "banned" | "topicFilterInvalid" | "topicNameInvalid" | "packetTooLarge" | "quotaExceeded" | "payloadFormatInvalid" | "connectionRateExceeded";
+export interface Will extends Message {
+    readonly delaySec: number;
+}
+export interface SubscriptionOptions {
+    readonly qos: QoS;
+    readonly noLocal: boolean;
+    readonly retainAsPublished: boolean;
+    readonly retainHandling: 0 | 1 | 2;
+    readonly identifier: number;
+}
+export type Reason = "unspecifiedError" | "malformedPacket" | "protocolError" | "implementationSpecificError" | "unsupportedProtocolVersion" | "clientIdentifierNotValid" | "badUserNameOrPassword" | "notAuthorized" | "serverUnavailable" | "serverBusy" | "banned" | "serverShuttingDown" | "badAuthenticationMethod" | "keepAliveTimeout" | "sessionTakenOver" | "topicFilterInvalid" | "topicNameInvalid" | "packetIdentifierInUse" | "receiveMaximumExceeded" | "topicAliasInvalid" | "packetTooLarge" | "messageRateTooHigh" | "quotaExceeded" | "administrativeAction" | "payloadFormatInvalid" | "retainNotSupported" | "qosNotSupported" | "useAnotherServer" | "serverMoved" | "sharedSubscriptionsNotSupported" | "connectionRateExceeded" | "maximumConnectTime" | "subscriptionIdentifiersNotSupported" | "wildcardSubscriptionsNotSupported";
+export interface ConnectProperties {
+    readonly sessionExpiry?: number | undefined;
+    readonly receiveMaximum?: number | undefined;
+    readonly maximumPacketSize?: number | undefined;
+    readonly topicAliasMaximum?: number | undefined;
+    readonly requestResponseInformation?: boolean | undefined;
+    readonly requestProblemInformation?: boolean | undefined;
+    readonly userProperties?: UserProperties | undefined;
+    readonly authenticationMethod?: string | undefined;
+    readonly authenticationData?: Buffer | undefined;
+}
 export interface ConnectPacket {
     readonly clientId: string;
     readonly username: string | undefined;
     readonly password: Buffer | undefined;
     readonly clean: boolean;
     readonly keepalive: number;
-    readonly will: Message | undefined;
+    readonly will: Will | undefined;
+    readonly properties?: ConnectProperties | undefined;
 }
 export interface PublishPacket {
     topic: string;
@@ -23,21 +55,30 @@ export interface PublishPacket {
     readonly retain: boolean;
     readonly dup: boolean;
     readonly packetId: number | undefined;
+    properties?: MessageProperties | undefined;
 }
 export interface SubscribePacket {
     readonly packetId: number;
-    readonly subscriptions: {
-        readonly topicFilter: string;
-        qos: QoS;
-        refused: boolean;
-    }[];
+    readonly subscriptions: SubscriptionRequest[];
+    readonly userProperties?: UserProperties | undefined;
+}
+export interface SubscriptionRequest {
+    readonly topicFilter: string;
+    qos: QoS;
+    refused: boolean | Reason;
+    readonly noLocal?: boolean;
+    readonly retainAsPublished?: boolean;
+    readonly retainHandling?: 0 | 1 | 2;
 }
 export interface UnsubscribePacket {
     readonly packetId: number;
     readonly topicFilters: readonly string[];
+    readonly userProperties?: UserProperties | undefined;
 }
 export interface DisconnectPacket {
     readonly graceful: boolean;
+    readonly reasonCode?: number;
+    readonly userProperties?: UserProperties | undefined;
 }
 export interface Client {
     readonly id: string;
@@ -49,16 +90,25 @@ export interface Client {
 }
 interface ContextOf<T extends PacketType, P> {
     readonly type: T;
-    readonly origin: "client" | "will";
+    readonly origin: "client" | "will" | "presence";
     readonly packet: P;
     readonly client: Client;
     readonly data: Map<string, unknown>;
     readonly signal: AbortSignal;
     drop(): void;
-    reject(reason: Reason): void;
-    disconnect(reason: Reason): void;
+    reject(reason: Reason, text?: string): void;
+    disconnect(reason: Reason, text?: string): void;
 }
-export type ConnectContext = ContextOf<"Connect", ConnectPacket>;
+export interface Authentication {
+    readonly method: string;
+    readonly data: Buffer | undefined;
+    readonly reauth: boolean;
+    accept(data?: Buffer): void;
+    challenge(data?: Buffer): Promise<Buffer | undefined>;
+}
+export interface ConnectContext extends ContextOf<"Connect", ConnectPacket> {
+    readonly auth?: Authentication | undefined;
+}
 export type PublishContext = ContextOf<"Publish", PublishPacket>;
 export type SubscribeContext = ContextOf<"Subscribe", SubscribePacket>;
 export type UnsubscribeContext = ContextOf<"Unsubscribe", UnsubscribePacket>;
@@ -84,7 +134,20 @@ export interface FilterKind<C = unknown> {
     validate?(config: C): readonly FieldProblem[];
     create(config: C, host: Host): Filter | Promise<Filter>;
 }
+export interface JournalEntry {
+    readonly key: string;
+    readonly value: Buffer | undefined;
+}
+export interface Journal {
+    readonly durability: "process" | "fsync";
+    read(): AsyncIterable<readonly {
+        readonly key: string;
+        readonly value: Buffer;
+    }[]>;
+    write(changes: readonly JournalEntry[]): Promise<void>;
+}
 export interface Service {
+    readonly journal?: Journal;
     adopt?(previous: Service): void;
     start?(): void | Promise<void>;
     stop?(): void | Promise<void>;
@@ -92,6 +155,7 @@ export interface Service {
 }
 export interface ServiceKind<C = unknown> {
     readonly kind: string;
+    readonly role?: "store";
     validate?(config: C): readonly FieldProblem[];
     create(config: C, host: Host): Service | Promise<Service>;
 }
@@ -157,10 +221,20 @@ export interface Clock {
         clear(): void;
     };
 }
+export interface PublishRequest {
+    readonly clientId?: string | undefined;
+    readonly waitMs?: number | undefined;
+}
+export interface PublishReceipt {
+    readonly clientId: string;
+    readonly outcome: "delivered" | "queued" | "refused" | "timeout";
+}
 export interface PublishOutcome {
     readonly matched: number;
     readonly connected: number;
     readonly durable: boolean;
+    readonly receipts?: readonly PublishReceipt[];
+    readonly receiptCounts?: Readonly<Record<PublishReceipt["outcome"], number>>;
 }
 export interface SessionInfo {
     readonly clientId: string;
@@ -175,6 +249,7 @@ export interface SessionInfo {
     }[];
     readonly queued: number;
     readonly inflight: number;
+    readonly expiresAt?: number | undefined;
 }
 export interface ProxyHandle {
     readonly name: string;
@@ -212,9 +287,15 @@ export interface ConfigChange {
         readonly name: string;
     }[];
 }
+export interface ChangeOptions {
+    readonly by: string;
+    readonly dryRun?: boolean;
+    readonly ifVersion?: number;
+}
 export interface ConfigResult {
     readonly version: number;
     readonly plan: Plan;
+    readonly documents: readonly ConfigDocument[];
     readonly warnings: readonly {
         readonly where: string;
         readonly message: string;
@@ -227,16 +308,9 @@ export interface HistoryEntry {
     readonly changed: readonly string[];
 }
 export interface ConfigControl {
-    apply(change: ConfigChange, o: {
-        readonly by: string;
-        readonly dryRun?: boolean;
-        readonly ifVersion?: number;
-    }): Promise<ConfigResult>;
+    apply(change: ConfigChange, o: ChangeOptions): Promise<ConfigResult>;
     history(): readonly HistoryEntry[];
-    rollback(version: number, o: {
-        readonly by: string;
-        readonly dryRun?: boolean;
-    }): Promise<ConfigResult>;
+    rollback(version: number, o: ChangeOptions): Promise<ConfigResult>;
 }
 export interface ObjectHealth extends Health {
     readonly name: string;
@@ -248,7 +322,7 @@ export interface Host {
     readonly metrics: Metrics;
     readonly clock: Clock;
     readonly signal: AbortSignal;
-    publish(proxy: string, message: Message): Promise<PublishOutcome>;
+    publish(proxy: string, message: Message, request?: PublishRequest): Promise<PublishOutcome>;
     readonly proxies: {
         get(name: string): ProxyHandle | undefined;
         list(): readonly ProxyHandle[];
