@@ -83,7 +83,8 @@ function statementsOf(text: string): Statement[] {
     }
     if (line === "") continue;
     code += `${line}\n`;
-    const plain = line.replaceAll("=>", "");
+    // An arrow, or what a comment says, opens and closes nothing.
+    const plain = /^(\/\*\*|\*)/.test(line) ? "" : line.replaceAll("=>", "");
     depth += plain.split(/[{(<[]/).length - plain.split(/[})>\]]/).length;
     if (depth > 0 || !/[;}]$/.test(line)) continue;
     found.push({ code: code.trim(), comment });
