@@ -247,7 +247,7 @@ test("where a topic's limit is below ours, batches are divided until they fit", 
 
 test("a deleted topic holds up no other, and is written again when it is back", options, async () => {
   const [lost, kept] = [await createTopic(), await createTopic()];
-  await using built = await build({ topic: { default: kept }, mqtt: { topicKey: "topic" }, createTopics: "never" });
+  await using built = await build({ topic: { default: kept, create: "never" }, mqtt: { topicKey: "topic" } });
   const publish = (topic: string, payload: string) =>
     handle(built.filter, createPublishContext({ payload, data: { topic } }));
   await Promise.all([publish(lost, "1"), publish(kept, "1")]);
@@ -275,7 +275,7 @@ test("a deleted topic holds up no other, and is written again when it is back", 
   assert.ok(built.host.logs.filter((line) => line.level === "warn").length <= 2, "the log is not flooded");
 });
 
-test("createTopics: the broker, this filter or nobody", options, async () => {
+test("topic.create: the broker, this filter or nobody", options, async () => {
   const publish = (built: Built) => handle(built.filter, createPublishContext());
   const byBroker = `t-${randomUUID()}`;
   await using leaving = await build({ topic: { default: byBroker } });
@@ -283,12 +283,12 @@ test("createTopics: the broker, this filter or nobody", options, async () => {
   assert.equal((await kafka.consume(byBroker)).length, 1);
 
   const byUs = `t-${randomUUID()}`;
-  await using creating = await build({ topic: { default: byUs }, createTopics: "create", newTopic: { partitions: 3 } });
+  await using creating = await build({ topic: { default: byUs, create: { partitions: 3 } } });
   await publish(creating);
   assert.equal((await kafka.endOffsets(byUs)).size, 3);
 
   const byNobody = `t-${randomUUID()}`;
-  const never = { topic: { default: byNobody }, createTopics: "never", deliveryTimeoutMs: 400 };
+  const never = { topic: { default: byNobody, create: "never" }, deliveryTimeoutMs: 400 };
   await using refusing = await build(never);
   await assert.rejects(publish(refusing), new RegExp(`topic ${byNobody} within 400 ms \\(last: .*topic-partition`));
   assert.ok(!(await kafka.listTopics()).includes(byNobody));
