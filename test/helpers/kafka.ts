@@ -396,7 +396,7 @@ async function runBroker(jars: string, file: string): Promise<ChildProcess> {
   return child;
 }
 
-async function freePort(): Promise<number> {
+export async function freePort(): Promise<number> {
   for (let attempt = 0; attempt < 100; attempt++) {
     const port = portRange.from + Math.floor(Math.random() * (portRange.to - portRange.from));
     const free = await new Promise<boolean>((resolve) => {

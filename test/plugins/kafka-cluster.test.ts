@@ -1,4 +1,4 @@
-/** KafkaMQTT and a cluster of two brokers, of which one goes away. */
+/** KafkaMQTT and a cluster of two brokers: one of them goes away, or both are told to answer late. */
 import assert from "node:assert/strict";
 import { randomUUID } from "node:crypto";
 import { after, test } from "node:test";
@@ -89,4 +89,21 @@ test("a leader that moves costs nothing but time", options, async () => {
   for (const clientId of ["a", "b", "c", "d"]) {
     assert.deepEqual([...new Set(numbersOf(records.filter(({ key }) => key === clientId)))], upTo(next), clientId);
   }
+});
+
+test("a quota makes Kafka answer late, and that is all", options, async () => {
+  const topic = `t-${randomUUID()}`;
+  await kafka().createTopic(topic, 1);
+  const clientId = `throttled-${randomUUID()}`;
+  const quota = ["--alter", "--add-config", "producer_byte_rate=8000", "--entity-type", "clients", "--entity-name"];
+  await kafka().tool("kafka.admin.ConfigCommand", [...quota, clientId]);
+  await using built = await buildKafka({ backend: kafka().brokers, topic: { default: topic }, clientId, maxBatchBytes: 20_000 });
+  const startedAt = performance.now();
+  const payload = (number: number) => String(number).padStart(1000, "0");
+  const results = await Promise.all(upTo(100).map((number) => publish(built, payload(number))));
+  const seconds = (performance.now() - startedAt) / 1000;
+  assert.ok(results.every((result) => result === undefined));
+  assert.ok(seconds > 1, `${seconds} s for 100 kB at 8 kB a second`);
+  assert.deepEqual(numbersOf(await kafka().consume(topic)), upTo(100));
+  assert.equal(await built.host.metricValue("sluice_kafka_errors_total"), undefined);
 });

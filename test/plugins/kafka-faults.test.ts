@@ -158,19 +158,3 @@ test("a topic that comes back with fewer partitions is written again", options, 
     assert.deepEqual(numbersOf(records.filter(({ key }) => key === clientId)), [1, 2], clientId);
   }
 });
-
-test("a quota makes Kafka answer late, and that is all", options, async () => {
-  const topic = await createTopic(1);
-  const clientId = `throttled-${randomUUID()}`;
-  const quota = ["--alter", "--add-config", "producer_byte_rate=6000", "--entity-type", "clients", "--entity-name"];
-  await kafka().tool("kafka.admin.ConfigCommand", [...quota, clientId]);
-  await using built = await build(topic, { clientId, requestTimeoutMs: 8000, maxBatchBytes: 20_000 });
-  const startedAt = performance.now();
-  const payload = (number: number) => String(number).padStart(1000, "0");
-  const results = await Promise.all(upTo(100).map((number) => publish(built, payload(number))));
-  const seconds = (performance.now() - startedAt) / 1000;
-  assert.ok(results.every((result) => result === undefined));
-  assert.ok(seconds > 1, `${seconds} s for 100 kB at 6 kB a second`);
-  assert.deepEqual(numbersOf(await kafka().consume(topic)), upTo(100));
-  assert.equal(await built.host.metricValue("sluice_kafka_errors_total"), undefined);
-});
