@@ -1,5 +1,5 @@
 /** Records to Kafka by way of memory: acknowledged when Kafka has them (`ack: kafka`), or on arrival (`ack: received`). */
-import type { Client, FilterResult, Host } from "@sluice/kernel";
+import type { Client, FilterContext, FilterResult, Host } from "@sluice/kernel";
 import type { Cluster } from "./cluster.ts";
 import type { Config } from "./config.ts";
 import type { Outcome, Owner } from "./entry.ts";
@@ -9,7 +9,16 @@ import { createQueueGauge } from "./queue-gauge.ts";
 
 /** Milliseconds that `close` waits for records under way. */
 const closeWithinMs = 3000;
-export function createDirectSink(config: Config, host: Host, cluster: Cluster, refuse: (reason: string) => void): Sink {
+export interface DirectSinkDeps {
+  readonly host: Host;
+  readonly cluster: Cluster;
+  refuse(reason: string): void;
+  /** Before a result becomes known. */
+  explain(ctx: FilterContext, result: string, topic: string): void;
+}
+
+export function createDirectSink(config: Config, deps: DirectSinkDeps): Sink {
+  const { host, cluster, refuse } = deps;
   const { clock } = host;
   const waits = config.ack === "kafka";
   const queue = createQueueGauge(host, () => cluster.health().ok);
@@ -85,7 +94,10 @@ export function createDirectSink(config: Config, host: Host, cluster: Cluster, r
           expiresAt,
           clientId: ctx.client.id,
           owner,
-          resolve,
+          resolve(result) {
+            if (result !== undefined) deps.explain(ctx, result, topic);
+            resolve(result);
+          },
           reject(error) {
             hold.begin(client);
             reject(error);

@@ -34,11 +34,6 @@ async function createFilter(config: Config, host: Host): Promise<Filter> {
     "reason",
   ]);
   const refuse = (reason: string): void => failed.inc({ filter: host.name, reason });
-  const sink =
-    config.ack === "buffered"
-      ? await createBufferedSink(config, host, refuse)
-      : createDirectSink(config, host, joinCluster(config, host), refuse);
-
   /** What a filter behind a jumpIf may take as headers: it says why it got the packet. */
   function explain(ctx: FilterContext, result: string, topic: string): string {
     const { headerKey, errorKey } = config.mqtt;
@@ -47,6 +42,11 @@ async function createFilter(config: Config, host: Host): Promise<Filter> {
     ctx.data.set(errorKey, { ...(typeof mapped === "object" ? mapped : {}), ...error });
     return result;
   }
+
+  const sink =
+    config.ack === "buffered"
+      ? await createBufferedSink(config, host, refuse)
+      : createDirectSink(config, { host, cluster: joinCluster(config, host), refuse, explain });
 
   return {
     handle(ctx): FilterResult | Promise<FilterResult> {

@@ -52,7 +52,8 @@ export async function runFaults(options: RunOptions): Promise<RunResult> {
   const folder = mkdtempSync(join(tmpdir(), "sluice-faults-"));
   const disk = join(folder, "disk");
   mkdirSync(disk);
-  const isMounted = ack === "buffered" && spawnSync("mount", ["-t", "tmpfs", "-o", "size=64m", "tmpfs", disk]).status === 0;
+  const isMounted =
+    ack === "buffered" && spawnSync("mount", ["-t", "tmpfs", "-o", "size=64m", "tmpfs", disk]).status === 0;
   const port = await freePort();
   const config = join(folder, "sluice.yaml");
   writeFileSync(config, toYaml(documents(options, port, topic)));
@@ -133,7 +134,9 @@ export async function runFaults(options: RunOptions): Promise<RunResult> {
       const left = () => gateway.metric("sluice_kafka_buffer_records");
       const waiting = await left();
       await eventually(left, 0, 120_000);
-      print(`${waiting} records were in the buffer then; all sent after ${((performance.now() - startedAt) / 1000).toFixed(1)} s`);
+      print(
+        `${waiting} records were in the buffer then; all sent after ${((performance.now() - startedAt) / 1000).toFixed(1)} s`,
+      );
     }
     const records = await readBack(kafka, topic);
     return { ...judge(devices, records, kills), faults: done, peakRss };
@@ -193,8 +196,7 @@ function pickFaults(options: RunOptions, canFillDisk: boolean, random: (below: n
 }
 
 async function inTime(all: Promise<unknown>, devices: readonly Device[]): Promise<void> {
-  const state = (): string =>
-    devices.map(({ clientId, acked }) => `${clientId}: ${acked.size}`).join(", ");
+  const state = (): string => devices.map(({ clientId, acked }) => `${clientId}: ${acked.size}`).join(", ");
   const timeout = AbortSignal.timeout(120_000);
   await Promise.race([
     all,

@@ -61,7 +61,8 @@ export function describe(report: Report): string {
     `reconnects              ${reconnects}`,
   ];
   for (const [what, messages] of Object.entries({ missing, unexplained, outOfOrder })) {
-    if (messages.length > 0) lines.push(`${what}: ${messages.slice(0, 10).join(", ")}${messages.length > 10 ? ", ..." : ""}`);
+    if (messages.length > 0)
+      lines.push(`${what}: ${messages.slice(0, 10).join(", ")}${messages.length > 10 ? ", ..." : ""}`);
   }
   return lines.join("\n");
 }

@@ -49,7 +49,9 @@ try {
     ...(values.kinds === undefined ? {} : { kinds: values.kinds.split(",") as FaultKind[] }),
     print,
   });
-  process.stdout.write(`\n${describe(result)}\ngateway's memory        ${Math.round(result.peakRss / 1e6)} MB at most\n`);
+  process.stdout.write(
+    `\n${describe(result)}\ngateway's memory        ${Math.round(result.peakRss / 1e6)} MB at most\n`,
+  );
   process.exitCode = result.missing.length + result.outOfOrder.length > 0 ? 1 : 0;
 } finally {
   await kafka.stop();

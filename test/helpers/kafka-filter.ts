@@ -15,7 +15,10 @@ export interface BuiltKafka {
   [Symbol.asyncDispose](): Promise<void>;
 }
 
-export async function buildKafka(config: object, host = createTestHost({ name: "publish/kafka" })): Promise<BuiltKafka> {
+export async function buildKafka(
+  config: object,
+  host = createTestHost({ name: "publish/kafka" }),
+): Promise<BuiltKafka> {
   const filter = await kafkaMaker.build(config, host.host);
   return {
     filter,

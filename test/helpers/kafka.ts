@@ -233,10 +233,7 @@ function properties(
     .join("");
 }
 
-async function startOwn(
-  jars: string,
-  { config = {}, secondListener, nodes = 1 }: StartOptions,
-): Promise<Kafka> {
+async function startOwn(jars: string, { config = {}, secondListener, nodes = 1 }: StartOptions): Promise<Kafka> {
   const folder = await mkdtemp(join(tmpdir(), "sluice-kafka-"));
   const file = join(folder, "server.properties");
   let port = 0;

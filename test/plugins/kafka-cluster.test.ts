@@ -43,7 +43,11 @@ test("one partition without a leader holds up its own records, and nobody else's
     await new Promise((resolve) => setTimeout(resolve, 20));
   }
   const here = clients.filter((clientId) => !away.has(clientId));
-  const expected = here.flatMap((clientId) => upTo(21).slice(1).map((payload) => `${clientId} ${payload}`));
+  const expected = here.flatMap((clientId) =>
+    upTo(21)
+      .slice(1)
+      .map((payload) => `${clientId} ${payload}`),
+  );
   await eventually(() => [...settled].toSorted(), expected.toSorted(), 30_000);
   const isolated = await built.host.metricValue("sluice_kafka_partitions_isolated_total");
   assert.ok(isolated !== undefined && isolated >= 1);
@@ -65,7 +69,12 @@ test("a leader that moves costs nothing but time", options, async () => {
     [2, 1],
     [2, 1],
   ]);
-  await using built = await buildKafka({ backend: kafka().brokers, topic: { default: topic }, ...patient, inFlight: 2 });
+  await using built = await buildKafka({
+    backend: kafka().brokers,
+    topic: { default: topic },
+    ...patient,
+    inFlight: 2,
+  });
   let next = 0;
   let isOver = false;
   const results: Promise<unknown>[] = [];
@@ -79,7 +88,11 @@ test("a leader that moves costs nothing but time", options, async () => {
   await new Promise((resolve) => setTimeout(resolve, 300));
   await kafka().secondNode.kill();
   const ackedBy = (await built.host.metricValue("sluice_kafka_records_acked_total")) ?? 0;
-  await eventually(async () => ((await built.host.metricValue("sluice_kafka_records_acked_total")) ?? 0) > ackedBy + 400, true, 40_000);
+  await eventually(
+    async () => ((await built.host.metricValue("sluice_kafka_records_acked_total")) ?? 0) > ackedBy + 400,
+    true,
+    40_000,
+  );
   await kafka().secondNode.restart();
   await new Promise((resolve) => setTimeout(resolve, 1000));
   isOver = true;
@@ -97,7 +110,12 @@ test("a quota makes Kafka answer late, and that is all", options, async () => {
   const clientId = `throttled-${randomUUID()}`;
   const quota = ["--alter", "--add-config", "producer_byte_rate=8000", "--entity-type", "clients", "--entity-name"];
   await kafka().tool("kafka.admin.ConfigCommand", [...quota, clientId]);
-  await using built = await buildKafka({ backend: kafka().brokers, topic: { default: topic }, clientId, maxBatchBytes: 20_000 });
+  await using built = await buildKafka({
+    backend: kafka().brokers,
+    topic: { default: topic },
+    clientId,
+    maxBatchBytes: 20_000,
+  });
   const startedAt = performance.now();
   const payload = (number: number) => String(number).padStart(1000, "0");
   const results = await Promise.all(upTo(100).map((number) => publish(built, payload(number))));

@@ -76,7 +76,10 @@ for (const { mode, reason, health } of cases) {
     assert.deepEqual(numbersOf(records), upTo(results.length + 1));
     assert.equal(built.filter.health?.().ok, true);
     const warnings = built.host.logs.filter(({ level }) => level === "warn");
-    assert.ok(warnings.length <= 2, `a line for each kind of trouble: ${warnings.map((line) => line.message).join("; ")}`);
+    assert.ok(
+      warnings.length <= 2,
+      `a line for each kind of trouble: ${warnings.map((line) => line.message).join("; ")}`,
+    );
     assert.ok(warnings.some(({ fields }) => Array.isArray(fields["brokers"])));
   });
 }
