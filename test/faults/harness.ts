@@ -10,7 +10,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { eventually } from "../helpers/eventually.ts";
-import { freePort, type Kafka, type KafkaRecord } from "../helpers/kafka.ts";
+import { freePort, type Kafka } from "../helpers/kafka.ts";
 import { toYaml } from "../helpers/probed-gateway.ts";
 import { createRandom } from "../helpers/random.ts";
 import { spawnGateway, type SpawnedGateway } from "../helpers/spawned-gateway.ts";
@@ -138,7 +138,7 @@ export async function runFaults(options: RunOptions): Promise<RunResult> {
         `${waiting} records were in the buffer then; all sent after ${((performance.now() - startedAt) / 1000).toFixed(1)} s`,
       );
     }
-    const records = await readBack(kafka, topic);
+    const records = await kafka.consume(topic, { timeoutMs: 120_000 });
     return { ...judge(devices, records, kills), faults: done, peakRss };
   } finally {
     clearInterval(watch);
@@ -146,18 +146,6 @@ export async function runFaults(options: RunOptions): Promise<RunResult> {
     await gateway.stop();
     if (isMounted) spawnSync("umount", [disk]);
     rmSync(folder, { recursive: true, force: true });
-  }
-}
-
-/** A Kafka that has just started may not lead its partitions yet. */
-async function readBack(kafka: Kafka, topic: string): Promise<KafkaRecord[]> {
-  for (let attempt = 0; ; attempt++) {
-    try {
-      return await kafka.consume(topic, { timeoutMs: 120_000 });
-    } catch (error) {
-      if (attempt === 5) throw error;
-      await sleep(1000);
-    }
   }
 }
 

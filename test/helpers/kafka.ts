@@ -12,7 +12,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { promisify } from "node:util";
-import { Kafka as KafkaJs, logLevel, type Admin } from "kafkajs";
+import { Kafka as KafkaJs, logLevel, type Admin, type ITopicConfig } from "kafkajs";
 import { stopIdleTimer } from "../../plugins/kafka/client.ts";
 
 const execute = promisify(execFile);
@@ -425,9 +425,29 @@ function createClient(brokers: string[]) {
     return connecting;
   }
 
+  /** kafkajs waits for the leaders, but takes a topic that is not known everywhere yet for an error. */
+  async function create(topic: ITopicConfig): Promise<void> {
+    const connected = await admin();
+    await connected.createTopics({ topics: [topic], waitForLeaders: false });
+    const isLed = async (): Promise<boolean> => {
+      const { topics } = await connected.fetchTopicMetadata({ topics: [topic.topic] });
+      return topics[0]?.partitions.every(({ leader }) => leader >= 0) ?? false;
+    };
+    while (!(await isLed().catch(() => false))) await sleep(20);
+  }
+
   async function endOffsets(topic: string): Promise<Map<number, number>> {
-    const offsets = await (await admin()).fetchTopicOffsets(topic);
-    return new Map(offsets.map((each) => [each.partition, Number(each.high)]));
+    const connected = await admin();
+    // A broker that has just started, or a topic just made, may not be led yet.
+    for (let attempt = 0; ; attempt++) {
+      try {
+        const offsets = await connected.fetchTopicOffsets(topic);
+        return new Map(offsets.map((each) => [each.partition, Number(each.high)]));
+      } catch (error) {
+        if (attempt === 50) throw error;
+        await sleep(100);
+      }
+    }
   }
 
   async function consume(
@@ -481,11 +501,11 @@ function createClient(brokers: string[]) {
     consume,
     async createTopic(topic: string, partitions = 4, config: Record<string, string> = {}) {
       const configEntries = Object.entries(config).map(([name, value]) => ({ name, value }));
-      await (await admin()).createTopics({ topics: [{ topic, numPartitions: partitions, configEntries }] });
+      await create({ topic, numPartitions: partitions, configEntries });
     },
     async createAssignedTopic(topic: string, replicas: number[][]) {
       const replicaAssignment = replicas.map((nodes, partition) => ({ partition, replicas: nodes }));
-      await (await admin()).createTopics({ topics: [{ topic, replicaAssignment }] });
+      await create({ topic, replicaAssignment });
     },
     async deleteTopic(topic: string) {
       const connected = await admin();
