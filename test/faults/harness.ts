@@ -53,7 +53,7 @@ export async function runFaults(options: RunOptions): Promise<RunResult> {
   const disk = join(folder, "disk");
   mkdirSync(disk);
   const isMounted =
-    ack === "buffered" && spawnSync("mount", ["-t", "tmpfs", "-o", "size=64m", "tmpfs", disk]).status === 0;
+    ack === "buffered" && spawnSync("mount", ["-t", "tmpfs", "-o", "size=256m", "tmpfs", disk]).status === 0;
   const port = await freePort();
   const config = join(folder, "sluice.yaml");
   writeFileSync(config, toYaml(documents(options, port, topic)));
@@ -151,7 +151,7 @@ export async function runFaults(options: RunOptions): Promise<RunResult> {
 
 /** Impatient, so that the faults reach the devices too: what Kafka has not taken in 5 seconds is not acknowledged. */
 function documents({ kafka, ack }: RunOptions, port: number, topic: string): object[] {
-  const buffer = { dir: "disk/buffer", maxBytes: 50_000_000, onFull: "reject" };
+  const buffer = { dir: "disk/buffer", maxBytes: 200_000_000, onFull: "reject" };
   const kafkaFilter = {
     name: "kafka",
     kind: "KafkaMQTT",

@@ -1,6 +1,6 @@
 /**
  * The fault harness by hand: `node test/faults/run.ts --messages 200000 --minutes 5 --faults 12 [--clients 50]
- * [--ack kafka|buffered] [--seed 1] [--kinds hang,killGateway,...]`. Needs Java 17+ and Maven (or their cached jars).
+ * [--ack kafka|buffered] [--seed 1] [--kinds hang,killGateway,...] [--fault-seconds 2,10]`. Needs Java 17+ and Maven (or their cached jars).
  * Prints what was acknowledged, found, missing, duplicated and out of order; ends with 1 where anything was lost or out of order.
  */
 import { parseArgs } from "node:util";
@@ -18,9 +18,11 @@ const { values } = parseArgs({
     ack: { type: "string", default: "kafka" },
     seed: { type: "string", default: String(Date.now() % 100_000) },
     kinds: { type: "string" },
+    "fault-seconds": { type: "string", default: "2,10" },
   },
 });
 
+const [least = 2, most = least] = values["fault-seconds"].split(",").map(Number);
 let proxy: FaultProxy | undefined;
 const kafka = await startKafka({
   own: true,
@@ -45,7 +47,7 @@ try {
     clients: Number(values.clients),
     ack: values.ack === "buffered" ? "buffered" : "kafka",
     seed: Number(values.seed),
-    faultSeconds: [2, 10],
+    faultSeconds: [least, most],
     ...(values.kinds === undefined ? {} : { kinds: values.kinds.split(",") as FaultKind[] }),
     print,
   });
