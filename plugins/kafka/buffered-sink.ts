@@ -98,12 +98,12 @@ export async function createBufferedSink(config: Config, host: Host, refuse: (re
     },
 
     health(): Health {
-      const { records, bytes, problem } = buffer.stats();
+      const { records, isFull, problem } = buffer.stats();
       const kafka = cluster.health();
       const { detail = "" } = kafka;
       if (problem !== undefined)
         return { ok: false, detail: `failing: the buffer can't be written: ${problem}; ${detail}` };
-      if (bytes >= options.maxBytes && options.onFull !== "dropOldest") {
+      if (isFull) {
         return { ok: false, detail: `failing: the buffer is full (${records} records); ${detail}` };
       }
       const isBehind = records > backlog.records || ageMs() > backlog.ageMs || !kafka.ok;

@@ -12,7 +12,7 @@ const closeWithinMs = 3000;
 export interface DirectSinkDeps {
   readonly host: Host;
   readonly cluster: Cluster;
-  refuse(reason: string): void;
+  readonly refuse: (reason: string) => void;
   /** Before a result becomes known. */
   explain(ctx: FilterContext, result: string, topic: string): void;
 }

@@ -52,6 +52,8 @@ export interface BufferStats {
   /** Records that are not done. */
   readonly records: number;
   readonly bytes: number;
+  /** There was no room for a record, and nothing has gone since. */
+  readonly isFull: boolean;
   /** Why nothing can be written now. */
   readonly problem: string | undefined;
 }
@@ -88,6 +90,7 @@ export async function openDiskBuffer(initial: BufferOptions, deps: DiskBufferDep
   let working: Promise<void> | undefined;
   let wake: (() => void) | undefined;
   let problem: string | undefined;
+  let isFull = false;
   let isClosing = false;
   let syncTimer: { clear(): void } | undefined;
   let checkpointTimer: { clear(): void } | undefined;
@@ -167,7 +170,8 @@ export async function openDiskBuffer(initial: BufferOptions, deps: DiskBufferDep
         bytes += size;
       }
       if (batch.length === 0) break;
-      if (!hasRoomFor(bytes) && !(await makeRoom(bytes))) {
+      isFull = !hasRoomFor(bytes) && !(await makeRoom(bytes));
+      if (isFull) {
         if (options.onFull === "block" && !isClosing) {
           await waitForRoom();
         } else {
@@ -232,6 +236,7 @@ export async function openDiskBuffer(initial: BufferOptions, deps: DiskBufferDep
     for (let [oldest, next] = segments; oldest && oldest !== active?.segment; [oldest, next] = segments) {
       if ((next?.first ?? nextSequence) > doneUpTo + 1) break;
       segments.shift();
+      isFull = false;
       await unlink(oldest.path).catch((error: unknown) => {
         log.error({ file: oldest.path, err: error }, "could not delete a segment whose records Kafka has");
       });
@@ -324,7 +329,7 @@ export async function openDiskBuffer(initial: BufferOptions, deps: DiskBufferDep
       if (wake) void reclaim().then(() => wake?.());
     },
     onAppended: undefined,
-    stats: () => ({ records: nextSequence - 1 - doneUpTo, bytes: totalBytes(), problem }),
+    stats: () => ({ records: nextSequence - 1 - doneUpTo, bytes: totalBytes(), isFull, problem }),
     configure(changed) {
       options = changed;
     },

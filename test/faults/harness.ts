@@ -35,7 +35,7 @@ export interface RunOptions {
   readonly faultSeconds: readonly [number, number];
   /** Which there may be; all by default. */
   readonly kinds?: readonly FaultKind[];
-  print(line: string): void;
+  readonly print: (line: string) => void;
 }
 
 export interface RunResult extends Report {

@@ -1,7 +1,7 @@
 /** KafkaMQTT against a real Kafka, whose records are read back. */
 import assert from "node:assert/strict";
 import { randomUUID } from "node:crypto";
-import { createServer } from "node:net";
+import { createServer, Socket } from "node:net";
 import { after, before, test } from "node:test";
 import type { Filter, FilterContext, FilterResult } from "../../kernel/plugin.ts";
 import kind from "../../plugins/kafka/index.ts";
@@ -293,6 +293,26 @@ test("topic.create: the broker, this filter or nobody", options, async () => {
   await assert.rejects(publish(refusing), new RegExp(`topic ${byNobody} within 400 ms \\(last: .*topic-partition`));
   assert.ok(!(await kafka.listTopics()).includes(byNobody));
   assert.equal(await refusing.host.metricValue("sluice_kafka_records_failed_total", { reason: "expired" }), 1);
+});
+
+test("rule 12: an idle producer rests, warns of nothing, and its sockets send at once", options, async (t) => {
+  const topic = await createTopic(1);
+  const sent = t.mock.method(Socket.prototype, "setNoDelay");
+  const warnings: Error[] = [];
+  const warned = (warning: Error) => void warnings.push(warning);
+  process.on("warning", warned);
+  t.after(() => process.removeListener("warning", warned));
+  await using built = await build({ topic: { default: topic } });
+  await Promise.all(Array.from({ length: 10 }, () => handle(built.filter, createPublishContext())));
+  assert.ok(sent.mock.calls.some(({ arguments: [noDelay] }) => noDelay === true));
+  const timers = t.mock.method(globalThis, "setTimeout");
+  await new Promise((resolve) => setImmediate(resolve));
+  const before = timers.mock.callCount();
+  const until = performance.now() + 500;
+  while (performance.now() < until) await new Promise((resolve) => setImmediate(resolve));
+  // A plain kafkajs makes one a millisecond.
+  assert.ok(timers.mock.callCount() - before < 20, `${timers.mock.callCount() - before} timers in half a second`);
+  assert.deepEqual(warnings, []);
 });
 
 test("acks: leader and none", options, async () => {
