@@ -431,6 +431,8 @@ function createClient(brokers: string[]) {
     await connected.createTopics({ topics: [topic], waitForLeaders: false });
     const isLed = async (): Promise<boolean> => {
       const { topics } = await connected.fetchTopicMetadata({ topics: [topic.topic] });
+      // That a broker leads a partition is known before the broker itself knows it.
+      await connected.fetchTopicOffsets(topic.topic);
       return topics[0]?.partitions.every(({ leader }) => leader >= 0) ?? false;
     };
     while (!(await isLed().catch(() => false))) await sleep(20);

@@ -307,11 +307,11 @@ test("rule 12: an idle producer rests, warns of nothing, and its sockets send at
   assert.ok(sent.mock.calls.some(({ arguments: [noDelay] }) => noDelay === true));
   const timers = t.mock.method(globalThis, "setTimeout");
   await new Promise((resolve) => setImmediate(resolve));
-  const before = timers.mock.callCount();
+  const idleFrom = timers.mock.callCount();
   const until = performance.now() + 500;
   while (performance.now() < until) await new Promise((resolve) => setImmediate(resolve));
   // A plain kafkajs makes one a millisecond.
-  assert.ok(timers.mock.callCount() - before < 20, `${timers.mock.callCount() - before} timers in half a second`);
+  assert.ok(timers.mock.callCount() - idleFrom < 20, `${timers.mock.callCount() - idleFrom} timers in half a second`);
   assert.deepEqual(warnings, []);
 });
 
