@@ -3,31 +3,20 @@
  * gone with their segment once all of it is done. Which are done is written down twice a second, so that after a crash
  * some are read again, but none is missed.
  */
-import {
-  mkdir,
-  open,
-  readdir,
-  readFile,
-  rename,
-  stat,
-  truncate,
-  unlink,
-  writeFile,
-  type FileHandle,
-} from "node:fs/promises";
+import { mkdir, open, unlink, type FileHandle } from "node:fs/promises";
 import { join } from "node:path";
 import type { Clock, Logger } from "@sluice/kernel";
 import type { BufferMeter } from "./buffer-meter.ts";
 import type { BufferOptions } from "./config.ts";
 import { lockFolder } from "./folder-lock.ts";
-import { encodeFrames, frameHeaderBytes, parseFrames, parseSegmentName, segmentName, type Frame } from "./segment.ts";
+import { encodeFrames, frameHeaderBytes, segmentName, type Frame } from "./segment.ts";
+import { findSegments, mendLast, readCheckpoint, syncFolder, writeAll, writeCheckpoint } from "./segment-files.ts";
 import { createSegmentReader, type Segment } from "./segment-reader.ts";
 
 /** Bounds one write, and with it the memory that it takes beside the queue. */
 const maxBatchBytes = 4 * 1024 * 1024;
 const segmentBytes = { most: 64 * 1024 * 1024, least: 16 * 1024 };
 const checkpointMs = 500;
-const checkpointName = "done";
 
 export interface DiskBuffer {
   /** Resolves when the record is as safe as `fsync` says; rejects where it is not kept. Records keep the order of calls. */
@@ -82,7 +71,12 @@ export async function openDiskBuffer(initial: BufferOptions, deps: DiskBufferDep
   const segments = await findSegments(folder).catch(giveUp);
   // Of what is gone, all was done.
   let doneUpTo = Math.max(await readCheckpoint(folder), (segments[0]?.first ?? 1) - 1);
-  let nextSequence = Math.max(await mendLast(segments).catch(giveUp), doneUpTo + 1);
+  const mended = await mendLast(segments).catch(giveUp);
+  if (mended.cutBytes > 0) {
+    meter.tore();
+    log.warn({ folder, bytes: mended.cutBytes }, "cut off what a crash had left of a record");
+  }
+  let nextSequence = Math.max(mended.nextSequence, doneUpTo + 1);
   // Nothing is appended to what a crash has left.
   let active: { segment: Segment; handle: FileHandle } | undefined;
   let reserved = 0;
@@ -114,23 +108,6 @@ export async function openDiskBuffer(initial: BufferOptions, deps: DiskBufferDep
   async function giveUp(error: unknown): Promise<never> {
     await unlock();
     throw error;
-  }
-
-  /** A crash has left the last segment with a frame cut off at its end, or with holes where data had not reached the disk. */
-  async function mendLast(found: readonly Segment[]): Promise<number> {
-    const last = found.at(-1);
-    if (!last) return 1;
-    const content = await readFile(last.path);
-    const { frames } = parseFrames(content, content.length);
-    const final = frames.at(-1);
-    const end = final ? final.body.byteOffset - content.byteOffset + final.body.length : 0;
-    if (end < content.length) {
-      await truncate(last.path, end);
-      last.bytes = end;
-      meter.tore();
-      log.warn({ file: last.path, bytes: content.length - end }, "cut off what a crash had left of a record");
-    }
-    return final ? final.sequence + 1 : last.first;
   }
 
   function totalBytes(): number {
@@ -302,9 +279,7 @@ export async function openDiskBuffer(initial: BufferOptions, deps: DiskBufferDep
     if (written === doneUpTo) return;
     const upTo = doneUpTo;
     try {
-      const part = join(folder, `${checkpointName}.part`);
-      await writeFile(part, `${upTo}\n`);
-      await rename(part, join(folder, checkpointName));
+      await writeCheckpoint(folder, upTo);
       written = upTo;
     } catch (error) {
       log.debug({ folder, err: error }, "could not write down which records are done");
@@ -350,38 +325,4 @@ export async function openDiskBuffer(initial: BufferOptions, deps: DiskBufferDep
     },
   };
   return buffer;
-}
-
-async function findSegments(folder: string): Promise<Segment[]> {
-  const found: Segment[] = [];
-  for (const name of (await readdir(folder)).toSorted()) {
-    const first = parseSegmentName(name);
-    if (first === undefined) continue;
-    const path = join(folder, name);
-    found.push({ first, path, bytes: (await stat(path)).size });
-  }
-  return found;
-}
-
-/** 0 where it is missing or can't be read: then all that is there is read again. */
-async function readCheckpoint(folder: string): Promise<number> {
-  const text = await readFile(join(folder, checkpointName), "utf8").catch(() => "");
-  return /^\d{1,15}\n$/.test(text) ? Number(text) : 0;
-}
-
-async function writeAll(handle: FileHandle, data: Buffer, position: number): Promise<void> {
-  for (let done = 0; done < data.length;) {
-    const { bytesWritten } = await handle.write(data, done, data.length - done, position + done);
-    done += bytesWritten;
-  }
-}
-
-/** A new name is on the disk when its folder is. */
-async function syncFolder(folder: string): Promise<void> {
-  const handle = await open(folder, "r");
-  try {
-    await handle.sync();
-  } finally {
-    await handle.close();
-  }
 }

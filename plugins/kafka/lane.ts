@@ -14,16 +14,13 @@ import { divideByPartition, halve, isWhole, type Batch } from "./batch.ts";
 import { nobody, type Entry, type Outcome, type Owner } from "./entry.ts";
 import type { Failure } from "./failure.ts";
 import type { Producer } from "./producer.ts";
+import { createTopicGate } from "./topic-gate.ts";
 
 const maxBatchRecords = 1000;
 /** No batch is made smaller than this on account of a topic's low `max.message.bytes`. */
 const minBatchBytes = 16_384;
 /** Milliseconds between attempts, doubled from the first to the last. */
 const backoff = { from: 50, to: 500 };
-/** The same for a topic that does not exist or is forbidden: not mended by waiting alone. */
-const gateBackoff = { from: 100, to: 2000 };
-const attemptsAtGate = 20;
-
 export interface LaneOptions {
   readonly topic: string;
   readonly producer: Producer;
@@ -60,7 +57,7 @@ export function createLane(options: LaneOptions): Lane {
   let underWay: Batch | undefined;
   const isolated = new Map<number, Lane>();
   let maxBytes = options.maxBatchBytes;
-  let gated = options.probeFirst;
+  const gate = createTopicGate(topic, producer, options.probeFirst);
   let running = false;
   let closed = false;
   let lastFailure: Failure | undefined;
@@ -232,29 +229,16 @@ export function createLane(options: LaneOptions): Lane {
     return wait(ms * (0.75 + Math.random() / 2));
   }
 
-  /** A missing topic is looked for here, away from the producer that the other topics use. */
-  async function passGate(): Promise<void> {
-    for (let attempt = 0; gated && !closed; attempt++) {
-      const failure = await producer.probeTopic(topic);
-      if (!failure) {
-        gated = false;
-        return;
-      }
-      lastFailure = failure;
-      expire();
-      if (batches.length === 0 && head === queue.length) return;
-      // Only a producer's question makes a broker create a topic, so where it may, ask that way once in a while.
-      if (attempt === attemptsAtGate && !options.probeFirst) {
-        gated = false;
-        return;
-      }
-      await waitAbout(Math.min(gateBackoff.from * 2 ** Math.min(attempt, 10), gateBackoff.to));
-    }
+  /** @returns whether anything still waits */
+  function stillShut(failure: Failure): boolean {
+    lastFailure = failure;
+    expire();
+    return !closed && (batches.length > 0 || head < queue.length);
   }
 
   async function run(): Promise<void> {
     for (let failures = 0; !closed;) {
-      if (gated) await passGate();
+      if (gate.isShut) await gate.pass(stillShut, waitAbout);
       expire();
       let batch = batches[0];
       if (!batch) {
@@ -262,7 +246,7 @@ export function createLane(options: LaneOptions): Lane {
         if (!batch) break;
         batches.push(batch);
       }
-      if (gated) continue;
+      if (gate.isShut) continue;
       const startedAt = performance.now();
       underWay = batch;
       const failure = await producer.send(topic, batch.entries);
@@ -278,7 +262,7 @@ export function createLane(options: LaneOptions): Lane {
       }
       const next = handleFailure(batch, failure);
       if (next === undefined) continue;
-      if (next === "gate") gated = true;
+      if (next === "gate") gate.shut();
       await waitAbout(Math.min(backoff.from * 2 ** Math.min(failures++, 10), backoff.to));
     }
     running = false;
