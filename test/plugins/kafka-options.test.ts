@@ -116,7 +116,12 @@ test("addHeaders: what is asked for, and a client can't pose as another", option
   const send = (payload: string, id: number | undefined) => {
     const ctx = createPublishContext({ payload, clientId: "dev", qos: id === undefined ? 0 : 1 });
     Object.assign(ctx.packet, { packetId: id });
-    return handle(built, withProperties(ctx, { a: ["1", "2"], clientID: "someone else" }));
+    const properties = [
+      ["a", "1"],
+      ["a", "2"],
+      ["clientID", "someone else"],
+    ];
+    return handle(built, withProperties(ctx, properties));
   };
   for (const [payload, id] of [
     ["0", 7],
