@@ -4,7 +4,7 @@
  * some are read again, but none is missed.
  */
 import { mkdir, open, unlink, type FileHandle } from "node:fs/promises";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import type { Clock, Logger } from "@sluice/kernel";
 import type { BufferMeter } from "./buffer-meter.ts";
 import type { BufferOptions } from "./config.ts";
@@ -66,7 +66,8 @@ export interface DiskBufferDeps {
 export async function openDiskBuffer(initial: BufferOptions, deps: DiskBufferDeps): Promise<DiskBuffer> {
   const { folder, clock, log, meter } = deps;
   let options = initial;
-  await mkdir(folder, { recursive: true });
+  const made = await mkdir(folder, { recursive: true });
+  if (made !== undefined && initial.fsync !== "never") await syncFolder(dirname(made));
   const unlock = await lockFolder(join(folder, ".lock"), deps.owner, clock);
   const segments = await findSegments(folder).catch(giveUp);
   // Of what is gone, all was done.

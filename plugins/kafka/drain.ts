@@ -8,8 +8,8 @@ import type { RefusedFile } from "./refused-file.ts";
 import type { Frame } from "./segment.ts";
 import { decodeRecord } from "./stored-record.ts";
 
-/** Most that is read from the disk ahead of Kafka's acknowledgements. */
-const window = { records: 20_000, bytes: 16 * 1024 * 1024 };
+/** Most that is read from the disk ahead of Kafka's acknowledgements; `span` counts those behind the oldest that have come. */
+const window = { records: 20_000, bytes: 16 * 1024 * 1024, span: 200_000 };
 const readBytes = 256 * 1024;
 const retryMs = 1000;
 
@@ -126,7 +126,8 @@ export function startDrain(options: DrainOptions): Drain {
   }
 
   function hasRoom(): boolean {
-    return bySequence.size < window.records && bytes < window.bytes;
+    const { size } = bySequence;
+    return size < window.records && bytes < window.bytes && underWay.length - head < window.span;
   }
 
   async function read(): Promise<void> {
