@@ -21,7 +21,8 @@ export async function createBufferedSink(config: Config, host: Host, refuse: (re
   if (!options) throw new Error("ack: buffered needs a buffer");
   const { clock, log } = host;
   const handle = await joinBuffer(options, host);
-  const { buffer, refused } = handle;
+  const { buffer, refused, parking } = handle;
+  const waiting = (): number => buffer.stats().records + parking.stats().records;
   const cluster = joinCluster(config, host);
   const meter = createBufferMeter(host.metrics, host.name);
   const labels = { filter: host.name };
@@ -32,7 +33,7 @@ export async function createBufferedSink(config: Config, host: Host, refuse: (re
 
   const { metrics } = host;
   metrics.gauge("sluice_kafka_buffer_records", "Records on disk that Kafka does not have yet", ["filter"], (gauge) =>
-    gauge.set(labels, buffer.stats().records),
+    gauge.set(labels, waiting()),
   );
   metrics.gauge("sluice_kafka_buffer_bytes", "Bytes of the disk buffer", ["filter"], (gauge) =>
     gauge.set(labels, buffer.stats().bytes),
@@ -47,7 +48,7 @@ export async function createBufferedSink(config: Config, host: Host, refuse: (re
   handle.attach(() => {
     if (isClosed) return;
     const maxAgeMs = options.maxAge === undefined ? Infinity : options.maxAge * 1000;
-    drain = startDrain({ buffer, cluster, refused, clock, log, meter, maxAgeMs, acked: () => queue.acked() });
+    drain = startDrain({ buffer, cluster, refused, parking, clock, log, meter, maxAgeMs, acked: () => queue.acked() });
   });
 
   function ageMs(): number {
@@ -98,7 +99,8 @@ export async function createBufferedSink(config: Config, host: Host, refuse: (re
     },
 
     health(): Health {
-      const { records, isFull, problem } = buffer.stats();
+      const { isFull, problem } = buffer.stats();
+      const records = waiting();
       const kafka = cluster.health();
       const { detail = "" } = kafka;
       if (problem !== undefined)
@@ -114,7 +116,7 @@ export async function createBufferedSink(config: Config, host: Host, refuse: (re
     async close() {
       isClosed = true;
       await drain?.stop(closeWithinMs);
-      await cluster.leave(drain?.owner ?? { settled: () => undefined });
+      await cluster.leave(drain?.owners() ?? []);
       await handle.leave();
     },
   };

@@ -15,9 +15,13 @@ const maxIdleLanes = 1000;
 
 export interface Cluster {
   push(topic: string, entry: Entry): void;
+  /** The topic is missing or forbidden: what was pushed for it waits. */
+  isShut(topic: string): boolean;
+  /** Settles what the owner has under way for the topic as `closed`. */
+  abandon(topic: string, owner: Owner): void;
   health(): Health;
-  /** Settles what the owner still has under way as `closed`, and lets go of the cluster; the last one closes it. */
-  leave(owner: Owner): Promise<void>;
+  /** Settles what the owners still have under way as `closed`, and lets go of the cluster; the last one closes it. */
+  leave(owners: readonly Owner[]): Promise<void>;
 }
 
 interface Shared {
@@ -48,9 +52,15 @@ export function joinCluster(config: Config, host: Host): Cluster {
 
   return {
     push: (topic, entry) => laneFor(shared, config, topic, entry, host.clock).push(entry),
+    isShut: (topic) => topics.get(topic)?.lanes.some((lane) => lane.isShut()) ?? false,
+    abandon(topic, owner) {
+      for (const lane of topics.get(topic)?.lanes ?? []) lane.abandon(owner);
+    },
     health: () => producer.health(),
-    async leave(owner) {
-      for (const { lanes } of topics.values()) for (const lane of lanes) lane.abandon(owner);
+    async leave(owners) {
+      for (const lane of [...topics.values()].flatMap(({ lanes }) => lanes)) {
+        for (const owner of owners) lane.abandon(owner);
+      }
       if (members.size > 1) {
         members.delete(member);
         return;

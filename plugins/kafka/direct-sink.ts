@@ -117,7 +117,7 @@ export function createDirectSink(config: Config, deps: DirectSinkDeps): Sink {
           };
         });
       }
-      await cluster.leave(owner);
+      await cluster.leave([owner]);
     },
   };
 }

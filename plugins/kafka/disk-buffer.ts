@@ -21,6 +21,8 @@ const checkpointMs = 500;
 export interface DiskBuffer {
   /** Resolves when the record is as safe as `fsync` says; rejects where it is not kept. Records keep the order of calls. */
   append(body: Buffer, expiresAt: number): Promise<void>;
+  /** The same for several: all of them, or none. */
+  appendTogether(bodies: readonly Buffer[]): Promise<void>;
   /** The next records that are not done, about `maxBytes` of them. One call at a time. */
   read(maxBytes: number): Promise<Frame[]>;
   /** Reading begins again with the first record that is not done. */
@@ -31,8 +33,8 @@ export interface DiskBuffer {
   onAppended: (() => void) | undefined;
   stats(): BufferStats;
   configure(options: BufferOptions): void;
-  /** Bytes of a file beside the segments that count towards `maxBytes`. */
-  reserve(bytes: number): void;
+  /** Bytes of what is beside the segments and counts towards `maxBytes`. */
+  reserve(bytes: () => number): void;
   /** Writes what is queued, and lets go of the folder. */
   close(): Promise<void>;
 }
@@ -48,7 +50,8 @@ export interface BufferStats {
 }
 
 interface Pending {
-  readonly body: Buffer;
+  readonly bodies: readonly Buffer[];
+  readonly bytes: number;
   readonly expiresAt: number;
   resolve(): void;
   reject(error: Error): void;
@@ -80,7 +83,7 @@ export async function openDiskBuffer(initial: BufferOptions, deps: DiskBufferDep
   let nextSequence = Math.max(mended.nextSequence, doneUpTo + 1);
   // Nothing is appended to what a crash has left.
   let active: { segment: Segment; handle: FileHandle } | undefined;
-  let reserved = 0;
+  let reserved = (): number => 0;
   let queue: Pending[] = [];
   let working: Promise<void> | undefined;
   let wake: (() => void) | undefined;
@@ -112,7 +115,7 @@ export async function openDiskBuffer(initial: BufferOptions, deps: DiskBufferDep
   }
 
   function totalBytes(): number {
-    return segments.reduce((sum, { bytes }) => sum + bytes, reserved);
+    return segments.reduce((sum, { bytes }) => sum + bytes, reserved());
   }
 
   function hasRoomFor(bytes: number): boolean {
@@ -142,10 +145,9 @@ export async function openDiskBuffer(initial: BufferOptions, deps: DiskBufferDep
       // As many as there is room for, and one at least.
       const most = Math.min(maxBatchBytes, segmentLimit(), options.maxBytes - totalBytes());
       for (const each of queue) {
-        const size = each.body.length + frameHeaderBytes;
-        if (batch.length > 0 && bytes + size > most) break;
+        if (batch.length > 0 && bytes + each.bytes > most) break;
         batch.push(each);
-        bytes += size;
+        bytes += each.bytes;
       }
       if (batch.length === 0) break;
       isFull = !hasRoomFor(bytes) && !(await makeRoom(bytes));
@@ -161,7 +163,7 @@ export async function openDiskBuffer(initial: BufferOptions, deps: DiskBufferDep
       }
       queue = queue.slice(batch.length);
       try {
-        await write(batch.map(({ body }) => body));
+        await write(batch.flatMap(({ bodies }) => bodies));
         problem = undefined;
         for (const each of batch) each.resolve();
       } catch (error) {
@@ -287,15 +289,19 @@ export async function openDiskBuffer(initial: BufferOptions, deps: DiskBufferDep
     }
   }
 
+  function enqueue(bodies: readonly Buffer[], expiresAt: number): Promise<void> {
+    if (isClosing) return Promise.reject(new Error(`the buffer ${folder} is closed`));
+    const bytes = bodies.reduce((sum, body) => sum + body.length + frameHeaderBytes, 0);
+    return new Promise<void>((resolve, reject) => {
+      queue.push({ bodies, bytes, expiresAt, resolve, reject });
+      // Not at once, so that what other connections bring in this turn of the event loop goes with it.
+      working ??= new Promise<void>((go) => setImmediate(go)).then(work);
+    });
+  }
+
   const buffer: DiskBuffer = {
-    append(body, expiresAt) {
-      if (isClosing) return Promise.reject(new Error(`the buffer ${folder} is closed`));
-      return new Promise<void>((resolve, reject) => {
-        queue.push({ body, expiresAt, resolve, reject });
-        // Not at once, so that what other connections bring in this turn of the event loop goes with it.
-        working ??= new Promise<void>((go) => setImmediate(go)).then(work);
-      });
-    },
+    append: (body, expiresAt) => enqueue([body], expiresAt),
+    appendTogether: (bodies) => enqueue(bodies, Infinity),
     read: (wanted) => reader.read(wanted),
     rewind: () => reader.seek(doneUpTo + 1),
     done(sequence) {

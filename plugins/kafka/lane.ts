@@ -41,6 +41,8 @@ export interface Lane {
   push(entry: Entry): void;
   /** True where nothing waits and nothing is under way. */
   isIdle(): boolean;
+  /** The topic is missing or forbidden. */
+  isShut(): boolean;
   /** Settles what this owner still has here as `closed`; what was sent may still be stored. */
   abandon(owner: Owner): void;
   /** For good: also stops what is under way. */
@@ -291,6 +293,7 @@ export function createLane(options: LaneOptions): Lane {
       start();
     },
     isIdle: () => !running && isolated.size === 0,
+    isShut: () => gate.isShut,
     abandon(owner) {
       const isOwn = (entry: Entry): boolean => entry.owner === owner;
       const given = [...takeFromBatches(isOwn), ...takeFromQueue(isOwn)];

@@ -2,16 +2,19 @@
  * The disk buffer of a filter, which outlives a change of its options: the filter that a reload builds appends to the same
  * one, and sends what is there once the one before it has stopped doing so.
  */
-import { resolve } from "node:path";
+import { readdir } from "node:fs/promises";
+import { join, resolve } from "node:path";
 import type { Host } from "@sluice/kernel";
 import { createBufferMeter } from "./buffer-meter.ts";
 import type { BufferOptions } from "./config.ts";
 import { openDiskBuffer, type DiskBuffer } from "./disk-buffer.ts";
+import { createParking, type Parking } from "./parking.ts";
 import { openRefusedFile, type RefusedFile } from "./refused-file.ts";
 
 export interface BufferHandle {
   readonly buffer: DiskBuffer;
   readonly refused: RefusedFile;
+  readonly parking: Parking;
   /**
    * `start` is called when nobody else sends what the buffer holds, at once where nobody does. From then on the buffer has
    * this filter's options.
@@ -23,7 +26,7 @@ export interface BufferHandle {
 
 interface Shared {
   readonly owner: string;
-  readonly opened: Promise<{ buffer: DiskBuffer; refused: RefusedFile }>;
+  readonly opened: Promise<Pick<BufferHandle, "buffer" | "refused" | "parking">>;
   users: number;
   closing?: Promise<void>;
   /** The first one sends; the others wait for it to leave. */
@@ -49,17 +52,22 @@ export async function joinBuffer(options: BufferOptions, host: Host): Promise<Bu
 
   async function release(): Promise<void> {
     if (--shared.users > 0) return;
-    const { buffer } = await shared.opened;
-    shared.closing = buffer.close().finally(() => buffers.delete(folder));
+    const { buffer, parking } = await shared.opened;
+    const closeAll = async (): Promise<void> => {
+      await parking.close();
+      await buffer.close();
+    };
+    shared.closing = closeAll().finally(() => buffers.delete(folder));
     await shared.closing;
   }
 
   try {
-    const { buffer, refused } = await shared.opened;
+    const { buffer, refused, parking } = await shared.opened;
     let mine: (() => void) | undefined;
     return {
       buffer,
       refused,
+      parking,
       attach(start) {
         mine = () => {
           buffer.configure(options);
@@ -85,10 +93,22 @@ function open(options: BufferOptions, folder: string, host: Host): Shared {
   const { clock, log } = host;
   const meter = createBufferMeter(host.metrics, host.name);
   const opened = (async () => {
-    const buffer = await openDiskBuffer(options, { folder, owner: host.name, clock, log, meter });
-    const refused = await openRefusedFile(folder);
-    buffer.reserve(refused.bytes);
-    return { buffer, refused };
+    const deps = { owner: host.name, clock, log, meter };
+    const buffer = await openDiskBuffer(options, { ...deps, folder });
+    try {
+      const refused = await openRefusedFile(folder);
+      const parked = join(folder, "parked");
+      const left = await readdir(parked).catch((): string[] => []);
+      // It gives nothing up: the main one's limit counts what is here, and half of it is the most.
+      const settings: BufferOptions = { ...options, maxBytes: Math.ceil(options.maxBytes / 2), onFull: "reject" };
+      const openParked = (topic: string) => openDiskBuffer(settings, { ...deps, folder: join(parked, topic) });
+      const parking = await createParking(left, openParked);
+      buffer.reserve(() => refused.bytes + parking.stats().bytes);
+      return { buffer, refused, parking };
+    } catch (error) {
+      await buffer.close();
+      throw error;
+    }
   })();
   return { owner: host.name, opened, users: 0, starts: [] };
 }

@@ -163,6 +163,39 @@ test("what Kafka never takes is set aside, named and counted, and holds up nothi
   );
 });
 
+test("a topic that is missing holds up no other, and gets its records in order when it comes", options, async (t) => {
+  const { topic, config } = await prepare(t, 1);
+  const missing = `missing-${randomUUID()}`;
+  const more = { topic: { default: topic, create: "never" }, mqtt: { topicKey: "topic" } };
+  const send = async (built: BuiltKafka, to: string, from: number, until: number) => {
+    for (let at = from; at < until; at += 500) {
+      const numbers = upTo(Math.min(500, until - at)).map((number) => at + number);
+      const results = numbers.map((number) => publish(built, String(number), { data: { topic: to } }));
+      assert.ok((await Promise.all(results)).every((result) => result === undefined));
+    }
+  };
+  const first = await buildKafka(config({}, more));
+  // More than may be under way.
+  await send(first, missing, 0, 25_000);
+  await send(first, topic, 0, 1000);
+  await eventually(() => first.host.metricValue("sluice_kafka_records_acked_total"), 1000, 30_000);
+  assert.equal(await left(first), 25_000);
+  await send(first, missing, 25_000, 25_500);
+  await send(first, topic, 1000, 1500);
+  await eventually(() => first.host.metricValue("sluice_kafka_records_acked_total"), 1500, 30_000);
+  await first[Symbol.asyncDispose]();
+
+  await using second = await buildKafka(config({}, more));
+  assert.equal(await left(second), 25_500, "the next start has them");
+  await send(second, missing, 25_500, 26_000);
+  await kafka().createTopic(missing, 1);
+  await drained(second);
+  await send(second, missing, 26_000, 26_100);
+  await drained(second);
+  assert.deepEqual(numbersOf(await kafka().consume(missing)), upTo(26_100));
+  assert.deepEqual(numbersOf(await kafka().consume(topic)), upTo(1500));
+});
+
 test("maxAge: what is too old is dropped and counted", options, async (t) => {
   const { topic, config } = await prepare(t);
   setKafka("away");
