@@ -75,7 +75,7 @@ export function judgeError(error: unknown): Failure {
     }
     if (ofPartition.has(type)) return { reason: "unavailable", message: cause.message, ofPartition: true, ...at };
     if (cause.name === "TypeError" || cause.name === "RangeError") {
-      return { reason: "internal", message: cause.message, ...at };
+      return { reason: "internal", message, ...at };
     }
   }
   return { reason: "unavailable", message, ...(broker === undefined ? {} : { broker }) };
