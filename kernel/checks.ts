@@ -5,6 +5,7 @@ import type { FilterKind, PacketType } from "./plugin.ts";
 import { packetTypes } from "./registry.ts";
 import type { Path } from "./schema.ts";
 import { didYouMean } from "./suggest.ts";
+import { topicNameProblem } from "./topics.ts";
 
 export interface FilterEntry extends Entry {
   /** Undefined where its kind could not be loaded, which is a problem already reported. */
@@ -170,30 +171,46 @@ export function checkRules(proxy: Entry, pipelines: readonly PipelineEntry[], fo
       }
       ruled.add(packetType);
     }
-    const name = rule["pipeline"];
-    if (typeof name !== "string") continue;
-    const pipeline = byName.get(name);
-    if (pipeline === undefined) {
-      const hint = didYouMean(name, [...byName.keys()]) || ": write a Pipeline document of that name";
-      found.problem(proxy.where(["rules", index, "pipeline"]), `no Pipeline is named "${name}"${hint}`);
-    } else if (isPacketType(packetType)) {
-      checkPackets(proxy, index, packetType, pipeline, found);
-    }
+    checkUse(proxy, ["rules", index, "pipeline"], rule["pipeline"], packetType, byName, found);
   }
   if (!ruled.has("Connect")) {
     found.warning(proxy.where(), "has no rule for Connect packets: everybody may connect, without a password");
   }
 }
 
-const isPacketType = (value: unknown): value is PacketType => (packetTypes as readonly unknown[]).includes(value);
+/** `presence`: its pipeline must take Publish packets, and its topic be one. */
+export function checkPresence(proxy: Entry, pipelines: readonly PipelineEntry[], found: Issues): void {
+  const { presence } = proxy.options;
+  if (!isMap(presence)) return;
+  const byName = new Map(pipelines.map((pipeline) => [pipeline.name, pipeline]));
+  checkUse(proxy, ["presence", "pipeline"], presence["pipeline"], "Publish", byName, found);
+  const { topic } = presence;
+  const invalid = typeof topic === "string" && topic !== "" ? topicNameProblem(topic) : undefined;
+  if (invalid !== undefined) found.problem(proxy.where(["presence", "topic"]), `is no topic name: ${invalid}`);
+}
 
-function checkPackets(
+/** Whether there is a pipeline of this name, and it can be used for these packets. */
+function checkUse(
   proxy: Entry,
-  rule: number,
-  packetType: PacketType,
-  pipeline: PipelineEntry,
+  path: Path,
+  name: unknown,
+  packetType: unknown,
+  byName: ReadonlyMap<string, PipelineEntry>,
   found: Issues,
 ): void {
+  if (typeof name !== "string") return;
+  const pipeline = byName.get(name);
+  if (pipeline === undefined) {
+    const hint = didYouMean(name, [...byName.keys()]) || ": write a Pipeline document of that name";
+    found.problem(proxy.where(path), `no Pipeline is named "${name}"${hint}`);
+  } else if (isPacketType(packetType)) {
+    checkPackets(proxy, path, packetType, pipeline, found);
+  }
+}
+
+const isPacketType = (value: unknown): value is PacketType => (packetTypes as readonly unknown[]).includes(value);
+
+function checkPackets(proxy: Entry, path: Path, packetType: PacketType, pipeline: PipelineEntry, found: Issues): void {
   const steps = flowOf(pipeline);
   const used = steps.length === 0 ? undefined : new Set(steps.map((step) => step.filter));
   for (const filter of pipeline.filters) {
@@ -201,7 +218,7 @@ function checkPackets(
     const { packets } = filter.code;
     if (packets.includes(packetType)) continue;
     found.problem(
-      proxy.where(["rules", rule, "pipeline"]),
+      proxy.where(path),
       `pipeline "${pipeline.name}" can't be used for ${packetType} packets: its filter "${filter.name}" (${filter.kind}) handles ${packets.join(", ")} only`,
     );
   }

@@ -1,7 +1,7 @@
 /** A change of documents -> new texts of the config's files. Pure: nothing is read or written here. */
 import { basename, join } from "node:path";
 import type { LoadedSpec, WrittenDocument } from "./config.ts";
-import { invalidConfig, SluiceError } from "./errors.ts";
+import { configError, SluiceError } from "./errors.ts";
 import { reveal } from "./masked.ts";
 import type { ConfigChange, ConfigDocument } from "./plugin.ts";
 import { editDocument, readDocumentText, renderDocument } from "./yaml-edit.ts";
@@ -41,7 +41,7 @@ export function changeTexts(
     const text = sections.some((section) => section.document) ? joined(sections) : undefined;
     if (text === now.texts.get(file)) continue;
     if (text === undefined && file === now.path)
-      throw invalidConfig([{ where: file, message: "this would leave no document: a config has at least one" }]);
+      throw configError([{ where: file, message: "this would leave no document: a config has at least one" }]);
     changed.set(file, text);
   }
   return changed;
@@ -53,14 +53,14 @@ function asWritten(document: ConfigDocument): ConfigDocument {
   try {
     plain = JSON.parse(JSON.stringify(document)) as ConfigDocument;
   } catch (error) {
-    throw invalidConfig([{ where: "document", message: `is no plain data: ${(error as Error).message}` }]);
+    throw configError([{ where: "document", message: `is no plain data: ${(error as Error).message}` }]);
   }
   const { kind, name = kind === "Gateway" ? "gateway" : undefined, ...rest } = plain as Partial<ConfigDocument>;
   if (typeof kind !== "string" || kind === "")
-    throw invalidConfig([{ where: `document ${String(name)}`, message: "kind is missing: say what it is" }]);
+    throw configError([{ where: `document ${String(name)}`, message: "kind is missing: say what it is" }]);
   if (typeof name !== "string" || !nameRule.test(name)) {
     const message = `${JSON.stringify(name)} is not a valid name: use 1 to 253 letters, digits and -_.~`;
-    throw invalidConfig([{ where: `a document of kind ${kind}`, message }]);
+    throw configError([{ where: `a document of kind ${kind}`, message }]);
   }
   return { kind, name, ...rest };
 }
@@ -87,7 +87,7 @@ function put(
   const file = fileOfNew(files, now, document);
   const sections = files.get(file) ?? [];
   if (file.endsWith(".json"))
-    throw invalidConfig([{ where: file, message: "a JSON file holds one document: use YAML, or a folder of files" }]);
+    throw configError([{ where: file, message: "a JSON file holds one document: use YAML, or a folder of files" }]);
   files.set(file, [
     ...sections,
     { text: `${sections.length > 0 ? "\n" : ""}${renderDocument(wanted, false)}`, document: { kind, name } },
@@ -98,7 +98,7 @@ function revealed(document: ConfigDocument, running: unknown, written: unknown):
   const missing: string[] = [];
   const value = reveal(document, running, written, (path) => missing.push(path));
   if (missing.length === 0) return value;
-  throw invalidConfig(
+  throw configError(
     missing.map((path) => ({
       where: `${document.name} > ${path}`,
       message: "reads ***, and there is nothing written that it could stand for: give the value",
@@ -138,9 +138,7 @@ function remove(
   }
   if (other) {
     const kinds = hits.map(({ section }) => section.document?.kind).join(", ");
-    throw invalidConfig([
-      { where: wanted.name, message: `several documents have this name: say which kind (${kinds})` },
-    ]);
+    throw configError([{ where: wanted.name, message: `several documents have this name: say which kind (${kinds})` }]);
   }
   const sections = files.get(hit.file) ?? [];
   const index = sections.indexOf(hit.section);
@@ -172,7 +170,7 @@ function split(file: string, text: string, written: readonly WrittenDocument[]):
     if (!read && /^\s*(#.*\s*)*$/.test(part)) return { text: part, document: undefined };
     if (!read) {
       const message = "can't be changed from here as it has a YAML error, `...` or a `%` directive: edit it by hand";
-      throw invalidConfig([{ where: file, message }]);
+      throw configError([{ where: file, message }]);
     }
     count++;
     const document = written.find((each) => each.file === file && each.index === count);

@@ -1,7 +1,15 @@
 /** A config on disk -> the spec that the gateway is built from, or every problem with it. Nothing is bound or started here. */
 import { stat } from "node:fs/promises";
 import { readCertificates } from "./certificates.ts";
-import { checkNames, checkPipeline, checkPorts, checkRules, type FilterEntry, type PipelineEntry } from "./checks.ts";
+import {
+  checkNames,
+  checkPipeline,
+  checkPorts,
+  checkPresence,
+  checkRules,
+  type FilterEntry,
+  type PipelineEntry,
+} from "./checks.ts";
 import { readConfigFiles, type ConfigFiles, type Overlay } from "./config-files.ts";
 import type { Problem, RawDocument } from "./documents.ts";
 import { isMap, issues, readEntry, validateEntry, type Entry, type Issues } from "./entry.ts";
@@ -11,7 +19,7 @@ import type { FilterKind, ServiceKind } from "./plugin.ts";
 import { findPlugins, type Registry } from "./registry.ts";
 import { schemaCompiler, type Compile } from "./schema.ts";
 import { showDocument, toGatewaySpec, toPipelineSpec, toProxySpec } from "./spec-builder.ts";
-import type { Spec } from "./spec.ts";
+import type { ObjectRef, Spec } from "./spec.ts";
 
 export type { Problem } from "./documents.ts";
 
@@ -24,6 +32,8 @@ export interface LoadOptions {
   readonly bins: readonly string[];
   /** Texts that files of the config are taken to hold, to see what would become of it. */
   readonly overlay?: Overlay;
+  /** One for all loads of a process: compiling the schemas is what most of a load's time would go to. */
+  readonly compile?: Compile;
 }
 
 /** Where a document stands. */
@@ -61,7 +71,7 @@ export async function loadSpec(o: LoadOptions): Promise<LoadedSpec> {
   const files = await readConfigFiles(o);
   const found = issues();
   found.problems.push(...files.problems);
-  const compile = schemaCompiler();
+  const compile = o.compile ?? schemaCompiler();
   const written = files.documents.flatMap((raw) => readDocument(raw, found) ?? []);
 
   const gateways = validateKind("Gateway", written, compile, found);
@@ -118,6 +128,7 @@ export async function loadSpec(o: LoadOptions): Promise<LoadedSpec> {
       kind: codes.get(service.kind) as ServiceKind,
       options: service.options,
     })),
+    where: whereOf(proxies, pipelines, services),
     documents: [...gateways, ...proxies, ...pipelines, ...services].map((entry) => showDocument(entry, schemaOf)),
   };
   return { spec, ...read };
@@ -177,6 +188,7 @@ function impliedEntries(registry: Registry, written: readonly Entry[], found: Is
         position: () => "implied by the distribution",
         isWhole: () => false,
         isFromFile: () => false,
+        isUnresolved: () => false,
       };
       return readDocument(raw, found) ?? [];
     });
@@ -257,6 +269,22 @@ interface Parts {
   readonly found: Issues;
 }
 
+function whereOf(
+  proxies: readonly Entry[],
+  pipelines: readonly PipelineEntry[],
+  services: readonly Entry[],
+): Spec["where"] {
+  const key = ({ family, name }: ObjectRef): string => `${family} ${name}`;
+  const entries = new Map<string, Entry>([
+    ...proxies.map((entry) => [key({ family: "proxy", name: entry.name }), entry] as const),
+    ...services.map((entry) => [key({ family: "service", name: entry.name }), entry] as const),
+    ...pipelines.flatMap(({ name, filters }) =>
+      filters.map((entry) => [key({ family: "filter", name: `${name}/${entry.name}` }), entry] as const),
+    ),
+  ]);
+  return (object, field) => entries.get(key(object))?.where(field) ?? object.name;
+}
+
 /** Whether the documents fit each other. Returns the certificates of each proxy. */
 function check({ files, proxies, pipelines, entries, found }: Parts) {
   checkNames(
@@ -266,6 +294,7 @@ function check({ files, proxies, pipelines, entries, found }: Parts) {
   for (const pipeline of pipelines) checkPipeline(pipeline, found);
   for (const proxy of proxies) {
     checkRules(proxy, pipelines, found);
+    checkPresence(proxy, pipelines, found);
     mendNumbers(proxy, found);
   }
   checkPorts(proxies, found);

@@ -38,6 +38,8 @@ export interface RawDocument {
   isWhole(path: Path): boolean;
   /** The part has the content of a `${file:...}`. */
   isFromFile(path: Path): boolean;
+  /** What it refers to could not be had, which is a problem already reported: its text means nothing. */
+  isUnresolved(path: Path): boolean;
 }
 
 export interface Parsed {
@@ -93,7 +95,7 @@ export function parseDocuments(text: string, o: ParseOptions, within?: string): 
     for (const root of roots(yaml, within)) {
       // Between two `---` there may well be nothing, or comments only.
       if (root === null || (isScalar(root) && root.value === null)) continue;
-      const { whole, fromFile } = substituteIn(root, o, (node, message) =>
+      const { whole, fromFile, unresolved } = substituteIn(root, o, (node, message) =>
         problems.push(invalid(position(node.range[0]), message)),
       );
       const at = (path: Path) => locate(root, path, yaml);
@@ -114,6 +116,7 @@ export function parseDocuments(text: string, o: ParseOptions, within?: string): 
         position: (path) => position(at(path).offset),
         isWhole: (path) => whole.has(at(path).node),
         isFromFile: (path) => fromFile.has(at(path).node),
+        isUnresolved: (path) => unresolved.has(at(path).node),
       });
     }
   }
@@ -148,6 +151,7 @@ function danglingAlias(root: ParsedNode, yaml: Document.Parsed): Alias.Parsed | 
 function substituteIn(root: ParsedNode, o: ParseOptions, report: (node: ParsedNode, message: string) => void) {
   const whole = new WeakSet<object>();
   const fromFile = new WeakSet<object>();
+  const unresolved = new WeakSet<object>();
   visit(root, {
     Scalar(key, node) {
       if (key === "key" || typeof node.value !== "string") return;
@@ -155,11 +159,12 @@ function substituteIn(root: ParsedNode, o: ParseOptions, report: (node: ParsedNo
       if (result === undefined) return;
       for (const message of result.problems) report(node as ParsedNode, message);
       node.value = result.text;
+      if (result.problems.length > 0) unresolved.add(node);
       if (result.whole) whole.add(node);
       if (result.fromFile) fromFile.add(node);
     },
   });
-  return { whole, fromFile };
+  return { whole, fromFile, unresolved };
 }
 
 /** The node at `path` and where it begins: for a map's value that is its key. Keys in another case are found too. */

@@ -138,6 +138,9 @@ export function validateEntry<E extends Entry>(
     return { entry, valid: false };
   }
   const faults = validate(fitted, (path) => entry.raw.isFromFile([...entry.base, ...path]));
-  for (const fault of faults) found.problem(entry.where(fault.path), fault.message);
+  for (const fault of faults) {
+    if (entry.raw.isUnresolved([...entry.base, ...fault.path])) continue;
+    found.problem(entry.where(fault.path), fault.message);
+  }
   return { entry: { ...entry, options: fitted }, valid: faults.length === 0 };
 }

@@ -38,11 +38,20 @@ export class SluiceError extends Error {
 
 export type ConfigProblems = readonly { readonly where: string; readonly message: string }[];
 
-/** CONFIG_INVALID with everything that is wrong in `problems`. */
-export function invalidConfig(problems: ConfigProblems): SluiceError & { readonly problems: ConfigProblems } {
+/** What is wrong with a config, all of it in `problems`, the first in the message. */
+export function configError(
+  problems: ConfigProblems,
+  code: Code = "CONFIG_INVALID",
+  options?: ErrorOptions,
+): SluiceError & { readonly problems: ConfigProblems } {
   const [first] = problems;
   const more = problems.length > 1 ? ` (and ${problems.length - 1} more)` : "";
-  return Object.assign(new SluiceError("CONFIG_INVALID", `${first?.where}: ${first?.message}${more}`), { problems });
+  return Object.assign(new SluiceError(code, `${first?.where}: ${first?.message}${more}`, options), { problems });
+}
+
+/** What a {@link configError} lists; undefined for any other error. */
+export function problemsOf(error: unknown): ConfigProblems | undefined {
+  return error instanceof SluiceError && "problems" in error ? (error.problems as ConfigProblems) : undefined;
 }
 
 /** For a log line: without the stack, and safe with whatever was thrown. Undefined for no error. */

@@ -1,6 +1,7 @@
 /** Composition root: builds everything a spec names, binds last, and closes it all in reverse order. */
 import { randomUUID } from "node:crypto";
 import { hostname } from "node:os";
+import { createAddresses } from "./addresses.ts";
 import { SluiceError } from "./errors.ts";
 import { buildGeneration, closeAll, type Generation, nothing, type Workshop } from "./generation.ts";
 import { createHost, type HostSource, type RootLogger, type SharedHost, systemClock } from "./host.ts";
@@ -90,6 +91,7 @@ export function createGateway(o: { log: RootLogger; version: string; startDeadli
   const source: HostSource = { shared, metrics, log };
   const workshop: Workshop = {
     source,
+    addresses: createAddresses(),
     store,
     clock: systemClock,
     pipeline: (name) => running.pipelines.get(name),

@@ -1,11 +1,12 @@
 /** What runs: built beside the running generation, swapped in at once, the old one retired afterwards. */
-import { messageOf, SluiceError } from "./errors.ts";
+import type { Addresses } from "./addresses.ts";
+import { type Code, configError, messageOf, SluiceError } from "./errors.ts";
 import { createHost, type HostSource } from "./host.ts";
 import { createPipeline, type FilterInstance, type Pipeline } from "./pipeline.ts";
 import type { Clock, Service } from "./plugin.ts";
 import { filtersOf } from "./plan.ts";
 import { createProxy, type Proxy, type ProxyChange } from "./proxy.ts";
-import type { FilterSpec, PipelineSpec, ServiceSpec, Spec } from "./spec.ts";
+import type { FilterSpec, ObjectRef, PipelineSpec, ServiceSpec, Spec } from "./spec.ts";
 import type { Store } from "./store.ts";
 import { isDeepStrictEqual } from "node:util";
 
@@ -45,6 +46,7 @@ export interface Candidate {
 
 export interface Workshop {
   readonly source: HostSource;
+  readonly addresses: Addresses;
   readonly store: Store;
   readonly clock: Clock;
   /** The running generation's, at the time of the call. */
@@ -72,7 +74,7 @@ export async function buildGeneration(running: Generation, spec: Spec, workshop:
         filters.set(wanted.name, old);
         continue;
       }
-      const made = await createFilter(wanted, workshop);
+      const made = await located(spec, { family: "filter", name: wanted.name }, createFilter(wanted, workshop));
       built.push({ name: wanted.name, close: made.close });
       filters.set(wanted.name, made);
     }
@@ -81,13 +83,14 @@ export async function buildGeneration(running: Generation, spec: Spec, workshop:
         running.proxies.get(wanted.name) ??
         createProxy(wanted, {
           pipeline: (name) => workshop.pipeline(name),
+          addresses: workshop.addresses,
           store: workshop.store,
           metrics: source.metrics,
           log: source.log.child({ proxy: wanted.name }),
           clock: workshop.clock,
         });
-      const change = await proxy.prepare(wanted);
-      built.push({ name: wanted.name, close: () => change.rollback() });
+      const change = await located(spec, { family: "proxy", name: wanted.name }, proxy.prepare(wanted));
+      built.push({ name: wanted.name, close: () => Promise.resolve(change.rollback()) });
       changes.push(change);
       proxies.set(wanted.name, proxy);
     }
@@ -98,7 +101,12 @@ export async function buildGeneration(running: Generation, spec: Spec, workshop:
         services.set(wanted.name, old);
         continue;
       }
-      const made = await startService(wanted, old?.spec.kind === wanted.kind ? old.service : undefined, workshop);
+      const previous = old?.spec.kind === wanted.kind ? old.service : undefined;
+      const made = await located(
+        spec,
+        { family: "service", name: wanted.name },
+        startService(wanted, previous, workshop),
+      );
       built.push({ name: wanted.name, close: made.close });
       services.set(wanted.name, made);
     }
@@ -143,6 +151,23 @@ export async function buildGeneration(running: Generation, spec: Spec, workshop:
       await Promise.all(gone(running.filters, filters).map(([name, each]) => close({ name, close: each.close })));
     },
   };
+}
+
+/** Which option of a proxy is to blame. */
+const faultyOptions: Partial<Record<Code, readonly string[]>> = {
+  LISTEN_FAILED: ["port"],
+  CONFIG_INVALID: ["certificate"],
+};
+
+/** What can't be built is told with the place in the config that asks for it. */
+async function located<T>(spec: Spec, object: ObjectRef, building: Promise<T>): Promise<T> {
+  try {
+    return await building;
+  } catch (error) {
+    if (!(error instanceof SluiceError)) throw error;
+    const where = spec.where(object, faultyOptions[error.code]);
+    throw configError([{ where, message: error.message }], error.code, { cause: error });
+  }
 }
 
 /** In the order given; one that fails or hangs doesn't keep the others open. */
@@ -193,7 +218,7 @@ async function createFilter(
   const { host, abort } = createHost(source, name, { pipeline, filter: filterName });
   const creating = Promise.try(() => kind.create(options, host));
   try {
-    const filter = await within(startDeadlineMs, creating, `${name} (${kind.kind}) was not created`);
+    const filter = await within(startDeadlineMs, creating, `${kind.kind} was not created`);
     return {
       name: filterName,
       kind,
@@ -211,7 +236,7 @@ async function createFilter(
       (late) => closeAll([{ name, close: async () => late.close?.() }], source),
       () => undefined,
     );
-    throw failure("FILTER_CREATE_FAILED", `${pipeline} > ${filterName}: ${kind.kind} can't be created`, error);
+    throw failure("FILTER_CREATE_FAILED", `${kind.kind} can't be created`, error);
   }
 }
 
@@ -230,7 +255,7 @@ async function startService(
     return service;
   };
   try {
-    const service = await within(startDeadlineMs, start(), `${name} (${kind.kind}) did not start`);
+    const service = await within(startDeadlineMs, start(), `${kind.kind} did not start`);
     return {
       spec,
       service,
@@ -247,7 +272,7 @@ async function startService(
     );
     // Where it hangs in `create`, there is nothing to wait for.
     if (!isTimeout(error)) await stopped;
-    throw failure("SERVICE_START_FAILED", `${name}: ${kind.kind} can't be started`, error);
+    throw failure("SERVICE_START_FAILED", `${kind.kind} can't be started`, error);
   }
 }
 

@@ -1,15 +1,12 @@
-/** One bound address: TCP, and behind it TLS with a certificate chosen by the name that the client asks for. */
+/** One listener of a proxy: an address, and in front of its sockets TLS with a certificate by the name that the client asks for. */
 import { X509Certificate } from "node:crypto";
-import { createServer, type AddressInfo, type Socket } from "node:net";
+import type { AddressInfo, Socket } from "node:net";
 import { createSecureContext, createServer as createTlsServer, type SecureContext, type TLSSocket } from "node:tls";
+import type { Claim } from "./addresses.ts";
 import { SluiceError } from "./errors.ts";
 import type { CertificatePair } from "./spec.ts";
 
 export interface ListenerOptions {
-  /** Undefined = every interface, IPv6 and IPv4. */
-  readonly host: string | undefined;
-  /** 0 = any free one. */
-  readonly port: number;
   readonly onSocket: (socket: Socket | TLSSocket) => void;
   /** Accepting failed, or a TLS handshake did or timed out; the socket is closed already. */
   readonly onError: (error: Error) => void;
@@ -17,10 +14,10 @@ export interface ListenerOptions {
 
 export interface Listener {
   readonly address: AddressInfo;
-  /** From here on sockets are handed out; those that came before are the first. New handshakes use `tls`, if any. */
+  /** From here on sockets of the address are handed out; those that came before are the first. New handshakes use `tls`, if any. */
   open(tls: TlsGate | undefined): void;
-  /** Stops accepting, and ends handshakes under way; sockets that were handed over are their owner's. */
-  close(): Promise<void>;
+  /** Gives the address up, and ends handshakes under way; sockets that were handed over are their owner's. */
+  close(): void;
 }
 
 /** What TLS needs, checked and ready: made before a change, used after it. */
@@ -28,66 +25,37 @@ export interface TlsGate {
   handshake(socket: Socket, done: (socket: TLSSocket) => void, failed: (error: Error) => void): void;
 }
 
-/** Sockets that may wait for `open`; the kernel's own backlog holds more. */
-const maxWaiting = 1000;
-
-/** @throws SluiceError LISTEN_FAILED with the address and the system's reason. */
-export async function listen(options: ListenerOptions): Promise<Listener> {
-  const server = createServer({ noDelay: true });
-  /** Sockets without an owner: waiting for `open`, or in a handshake. */
-  const unowned = new Set<Socket>();
-  let isOpen = false;
+/** @param claim is the listener's from here on: it is released by `close` */
+export function createListener(claim: Claim, options: ListenerOptions): Listener {
+  const shaking = new Set<Socket>();
   let gate: TlsGate | undefined;
 
-  function handOut(socket: Socket): void {
+  function onSocket(socket: Socket): void {
     if (!gate) {
-      unowned.delete(socket);
       options.onSocket(socket);
       return;
     }
+    shaking.add(socket);
+    socket.once("close", () => shaking.delete(socket));
     gate.handshake(
       socket,
       (secure) => {
-        unowned.delete(socket);
+        shaking.delete(socket);
         options.onSocket(secure);
       },
-      (error) => options.onError(error),
+      options.onError,
     );
   }
 
-  server.on("connection", (socket) => {
-    if (!isOpen && unowned.size >= maxWaiting) {
-      socket.destroy();
-      return;
-    }
-    unowned.add(socket);
-    socket.once("close", () => unowned.delete(socket));
-    // Of a socket that nobody has yet, an error is only its end.
-    socket.on("error", ignore);
-    if (isOpen) handOut(socket);
-  });
-
-  await new Promise<void>((resolve, reject) => {
-    server.once("error", (error: NodeJS.ErrnoException) => reject(bindError(error, options)));
-    server.listen({ port: options.port, ...(options.host === undefined ? {} : { host: options.host }) }, resolve);
-  });
-  // An accept can fail later (out of file descriptors); the clients that are connected must not pay for it.
-  server.removeAllListeners("error");
-  server.on("error", (error) => options.onError(error));
-
   return {
-    address: server.address() as AddressInfo,
+    address: claim.address,
     open(tls) {
       gate = tls;
-      if (isOpen) return;
-      isOpen = true;
-      for (const socket of unowned) handOut(socket);
+      claim.open({ onSocket, onError: options.onError });
     },
     close() {
-      // Its callback would wait for the connections, which end in their own time.
-      server.close();
-      for (const socket of unowned) socket.destroy();
-      return Promise.resolve();
+      claim.release();
+      for (const socket of shaking) socket.destroy();
     },
   };
 }
@@ -143,22 +111,6 @@ export function createTlsGate(pairs: readonly CertificatePair[], handshakeTimeou
   };
 }
 
-function ignore(): void {
-  // The close that follows is what counts.
-}
-
 function peer(socket: Socket): string {
   return `${socket.remoteAddress}:${socket.remotePort}`;
-}
-
-function bindError(error: NodeJS.ErrnoException, { host, port }: ListenerOptions): SluiceError {
-  const advice =
-    error.code === "EADDRINUSE"
-      ? "another process has it: stop that one, or set another port"
-      : error.code === "EACCES"
-        ? "this user may not bind it: ports below 1024 need a privilege"
-        : "check host and port";
-  return new SluiceError("LISTEN_FAILED", `can't listen on ${host ?? "*"}:${port}: ${error.message}; ${advice}`, {
-    cause: error,
-  });
 }

@@ -40,10 +40,12 @@ export function createLane(): Lane {
 /** One packet, as handed to a pipeline. */
 export interface Job {
   readonly type: PacketType;
-  readonly origin: "client" | "will";
+  readonly origin: FilterContext["origin"];
   readonly packet: FilterContext["packet"];
   readonly client: Client;
   readonly lane: Lane;
+  /** Instead of the one that the proxy's rules name. */
+  readonly pipeline?: string | undefined;
   /**
    * Runs behind the last filter, in the connection's order (brokerMode's fan-out). A throw or rejection is a fault.
    */
@@ -98,7 +100,7 @@ interface Flow {
  */
 class PacketRun {
   readonly type: PacketType;
-  readonly origin: "client" | "will";
+  readonly origin: FilterContext["origin"];
   readonly packet: FilterContext["packet"];
   readonly client: Client;
   startedAt = 0;

@@ -54,7 +54,7 @@ export interface PublishPacket {
   qos: QoS;
   readonly retain: boolean;
   readonly dup: boolean;
-  /** 1-65535; undefined at QoS 0 and for a will. */
+  /** 1-65535; undefined at QoS 0, for a will and for presence. */
   readonly packetId: number | undefined;
 }
 
@@ -90,8 +90,8 @@ export interface Client {
 
 interface ContextOf<T extends PacketType, P> {
   readonly type: T;
-  /** `will`: a Publish that the client left behind. */
-  readonly origin: "client" | "will";
+  /** `will`: a Publish that the client left behind. `presence`: one that the gateway makes, of a client that came or went. */
+  readonly origin: "client" | "will" | "presence";
   readonly packet: P;
   readonly client: Client;
   /** Lives for one packet's run through its pipeline: how filters hand values on. `PIPELINE` holds the pipeline's `data`. */
@@ -343,10 +343,21 @@ export interface ConfigChange {
   readonly remove?: readonly { readonly kind?: string; readonly name: string }[];
 }
 
+export interface ChangeOptions {
+  /** Who asks, for the history. */
+  readonly by: string;
+  /** Work the change out and make none. */
+  readonly dryRun?: boolean;
+  /** CONFIG_CONFLICT unless this version runs. */
+  readonly ifVersion?: number;
+}
+
 export interface ConfigResult {
   /** The running version after the change; of a dry run, the one that runs. */
   readonly version: number;
   readonly plan: Plan;
+  /** What runs after it, or of a dry run would: defaults applied, secrets replaced by `***`. */
+  readonly documents: readonly ConfigDocument[];
   readonly warnings: readonly { readonly where: string; readonly message: string }[];
 }
 
@@ -369,17 +380,14 @@ export interface ConfigControl {
    * edited), CONFIG_READ_ONLY (the files can't be written), CONFIG_NOT_FOUND (there is nothing to remove), or why the
    * new parts could not be built: FILTER_CREATE_FAILED, SERVICE_START_FAILED, LISTEN_FAILED, PLUGIN_START_TIMEOUT.
    */
-  apply(
-    change: ConfigChange,
-    o: { readonly by: string; readonly dryRun?: boolean; readonly ifVersion?: number },
-  ): Promise<ConfigResult>;
+  apply(change: ConfigChange, o: ChangeOptions): Promise<ConfigResult>;
   /** Newest first; as many as the Gateway document's `history` says, since the start. */
   history(): readonly HistoryEntry[];
   /**
    * Writes and applies, as a new version, the files' text that ran as `version`; what they refer to (certificates,
    * `${file:...}`) stays as it is now. Rejects as {@link apply}; CONFIG_NOT_FOUND where the history has no such version.
    */
-  rollback(version: number, o: { readonly by: string; readonly dryRun?: boolean }): Promise<ConfigResult>;
+  rollback(version: number, o: ChangeOptions): Promise<ConfigResult>;
 }
 
 export interface ObjectHealth extends Health {

@@ -1,14 +1,16 @@
 /** One MQTTProxy: admission, takeover, packet -> pipeline, message -> subscribers. */
 import type { Socket } from "node:net";
 import { isDeepStrictEqual } from "node:util";
+import type { Addresses } from "./addresses.ts";
 import { createAdmission } from "./admission.ts";
 import { encodeConnack } from "./codec.ts";
 import { type CloseReason, Connection, type ConnectionOwner, pause } from "./connection.ts";
 import { messageOf, SluiceError } from "./errors.ts";
-import { createTlsGate, type Listener, listen, type TlsGate } from "./listener.ts";
+import { createListener, createTlsGate, type Listener, type TlsGate } from "./listener.ts";
 import { Peer, type PeerDeps } from "./peer.ts";
 import { createPipeline, type Job, type Outcome, type Pipeline } from "./pipeline.ts";
 import type { Client, Clock, Logger, Message, Metrics, ProxyHandle, PublishOutcome } from "./plugin.ts";
+import { createPresenceTeller, type Presence } from "./presence.ts";
 import { createProxyMetrics } from "./proxy-metrics.ts";
 import type { DrainSpec, ProxySpec } from "./spec.ts";
 import type { SessionHandle, Store } from "./store.ts";
@@ -35,12 +37,13 @@ export interface Proxy extends ProxyHandle {
 export interface ProxyChange {
   /** Can't fail. Connections stay; those that come from here on are the new address's and the new certificate's. */
   commit(): void;
-  rollback(): Promise<void>;
+  rollback(): void;
 }
 
 export interface ProxyDeps {
   /** The running generation of a pipeline. */
   pipeline(name: string): Pipeline | undefined;
+  readonly addresses: Addresses;
   readonly store: Store;
   readonly metrics: Metrics & { scoped(signal: AbortSignal): Metrics };
   readonly log: Logger;
@@ -65,6 +68,7 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
   const now = (): number => deps.clock.now();
   const connections = new Set<Connection>();
   const peers = new Map<Connection, Peer>();
+  const presences = new Map<Connection, Presence>();
   const byClientId = new Map<string, Connection>();
   const throttle = createThrottle(5000);
   /** Its gauges end with it. */
@@ -92,7 +96,7 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
   let listener: Listener | undefined;
   let gate: TlsGate | undefined;
   let stopping = false;
-  /** Runs that outlive their connection: wills and Disconnect pipelines. */
+  /** Runs that outlive their connection: wills, Disconnect pipelines and presence. */
   let lastWords = 0;
   let quiet: (() => void) | undefined;
 
@@ -143,11 +147,33 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
       if (byClientId.get(peer.client.id) === connection) byClientId.delete(peer.client.id);
       log.debug({ clientId: peer.client.id, why }, "Disconnected");
       lastWords++;
-      peer.closed(why, () => {
-        if (--lastWords === 0) quiet?.();
-      });
+      peer.closed(why, said);
+      const presence = presences.get(connection);
+      if (!presence) return;
+      presences.delete(connection);
+      teller.disconnected(presence, why);
     },
   };
+
+  function said(): void {
+    if (--lastWords === 0) quiet?.();
+  }
+
+  const teller = createPresenceTeller({
+    get spec() {
+      return spec.presence;
+    },
+    now,
+    send(job) {
+      lastWords++;
+      const settle = (outcome: Outcome): void => {
+        if (outcome.kind !== "passed") meters.dropped("presence");
+        said();
+      };
+      const outcome = run(job, settle);
+      if (outcome) settle(outcome);
+    },
+  });
 
   const peerDeps: PeerDeps = {
     get spec() {
@@ -189,12 +215,13 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
     log.debug({ clientId: client.id, address: client.address, present: handle.present }, "Connected");
     connection.send(encodeConnack(0, handle.present));
     peer.attach();
+    if (spec.presence) presences.set(connection, teller.connected(client));
     connection.resume(pause.auth);
   }
 
   /** No rule for a packet type = allowed. A rule's pipeline was there when the config was checked. */
   function run(job: Job, done: (outcome: Outcome) => void): Outcome | undefined {
-    const name = spec.rules[job.type];
+    const name = job.pipeline ?? spec.rules[job.type];
     const pipeline = name === undefined ? undefined : pipelineOf(name);
     if (pipeline) return pipeline.run(job, done);
     if (name !== undefined) {
@@ -235,7 +262,9 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
         isDeepStrictEqual(next.certificate, spec.certificate);
       const nextGate = isSameTls ? gate : next.useTLS ? createGate(next) : undefined;
       const bound =
-        old && next.host === spec.host && next.port === spec.port ? old : await listen({ ...next, ...sockets });
+        old && next.host === spec.host && next.port === spec.port
+          ? old
+          : createListener(await deps.addresses.claim(next), sockets);
       return {
         commit() {
           const previous = spec;
@@ -247,10 +276,10 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
             for (const peer of peers.values()) peer.limitPublishes();
           }
           bound.open(nextGate);
-          if (old !== bound) void old?.close();
+          if (old !== bound) old?.close();
         },
-        async rollback() {
-          if (old !== bound) await bound.close();
+        rollback() {
+          if (old !== bound) bound.close();
           if (!old) ended.abort();
         },
       };
@@ -277,7 +306,7 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
     },
     async stop({ timeoutMs, rate }) {
       stopping = true;
-      await listener?.close();
+      listener?.close();
       const until = performance.now() + timeoutMs;
       const staying = new Set(connections);
       const leaving = new Set<Connection>();
@@ -330,10 +359,10 @@ function hostAndPort(host: string, port: number): string {
 }
 
 /** @throws SluiceError CONFIG_INVALID with OpenSSL's word on the pair */
-function createGate({ name, certificate, handshakeTimeoutMs }: ProxySpec): TlsGate {
+function createGate({ certificate, handshakeTimeoutMs }: ProxySpec): TlsGate {
   try {
     return createTlsGate(certificate, handshakeTimeoutMs);
   } catch (error) {
-    throw new SluiceError("CONFIG_INVALID", `${name} > certificate: can't be used for TLS: ${messageOf(error)}`);
+    throw new SluiceError("CONFIG_INVALID", `can't be used for TLS: ${messageOf(error)}`);
   }
 }

@@ -5,11 +5,11 @@ import type { Overlay } from "./config-files.ts";
 import { createConfigHistory, describePlan } from "./config-history.ts";
 import { stageFiles } from "./config-store.ts";
 import { changeTexts } from "./config-writer.ts";
-import { type Code, invalidConfig, messageOf, SluiceError } from "./errors.ts";
+import { type Code, configError, messageOf, problemsOf, SluiceError } from "./errors.ts";
 import type { Gateway } from "./gateway.ts";
 import type { RootLogger } from "./host.ts";
 import { makePlan } from "./plan.ts";
-import type { ConfigResult, Plan } from "./plugin.ts";
+import type { ChangeOptions, ConfigResult, Plan } from "./plugin.ts";
 import type { Registry } from "./registry.ts";
 import type { Spec } from "./spec.ts";
 
@@ -27,10 +27,7 @@ export interface Reloader {
   reload(by: string): Promise<Reloaded>;
 }
 
-interface Wish {
-  readonly by: string;
-  readonly dryRun?: boolean;
-  readonly ifVersion?: number;
+interface Wish extends ChangeOptions {
   /** The files' new texts. */
   readonly texts: (now: LoadedSpec) => Overlay;
 }
@@ -75,7 +72,13 @@ export function createReloader(o: {
       plan = await gateway.apply({ spec, registry });
     } catch (error) {
       const code: Code = error instanceof SluiceError ? error.code : "CONFIG_INVALID";
-      return failed(by, [{ where: spec.path, message: messageOf(error) ?? "unknown", code }], warnings, inputs);
+      const found = problemsOf(error) ?? [{ where: spec.path, message: messageOf(error) ?? "unknown" }];
+      return failed(
+        by,
+        found.map((problem) => ({ ...problem, code })),
+        warnings,
+        inputs,
+      );
     }
     succeeded(by, plan, warnings, { spec, registry, texts });
     return { plan, problems: [], warnings, inputs };
@@ -133,12 +136,13 @@ export function createReloader(o: {
     }
     const changed = texts(now);
     const wanted = await o.load(changed);
-    if (!wanted.spec) throw invalidConfig(wanted.problems);
+    if (!wanted.spec) throw configError(wanted.problems);
     const { spec, registry, warnings } = wanted;
-    if (dryRun) return { version: config.version(), plan: makePlan(gateway.spec, spec), warnings };
+    const { documents } = spec;
+    if (dryRun) return { version: config.version(), plan: makePlan(gateway.spec, spec), documents, warnings };
     const plan = await write(by, { spec, registry, texts: wanted.texts }, changed, now.texts);
     succeeded(by, plan, warnings, { spec, registry, texts: wanted.texts });
-    return { version: config.version(), plan, warnings };
+    return { version: config.version(), plan, documents, warnings };
   }
 
   /** Nothing is applied that can't be written, and nothing written that can't be applied. */

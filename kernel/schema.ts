@@ -17,10 +17,14 @@ export interface Fault {
  */
 export type Validate = (value: unknown, hides?: (path: Path) => boolean) => Fault[];
 
-/** Throws where the schema itself is faulty. */
+/** Throws where the schema itself is faulty. A schema that reads the same is compiled once. */
 export type Compile = (schema: object) => Validate;
 
+/** Compiled schemas that are remembered; beyond, all are forgotten and those in use compiled anew. */
+const maxRemembered = 1000;
+
 export function schemaCompiler(): Compile {
+  const remembered = new Map<string, Validate>();
   const ajv = new Ajv2020({
     allErrors: true,
     useDefaults: true,
@@ -34,10 +38,17 @@ export function schemaCompiler(): Compile {
     logger: false,
   });
   return (schema) => {
+    // By its text: each reading of the plugins' files makes new objects.
+    const text = JSON.stringify(schema);
+    const known = remembered.get(text);
+    if (known) return known;
     const check = ajv.compile(schema);
     // Two plugins may well use one $id; the compiled function needs ajv's cache no more.
     ajv.removeSchema(schema);
-    return (value, hides = () => false) => (check(value) ? [] : explain(check.errors ?? [], hides));
+    const validate: Validate = (value, hides = () => false) => (check(value) ? [] : explain(check.errors ?? [], hides));
+    if (remembered.size >= maxRemembered) remembered.clear();
+    remembered.set(text, validate);
+    return validate;
   };
 }
 

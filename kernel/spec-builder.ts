@@ -30,6 +30,7 @@ export function toProxySpec(entry: Entry, certificate: readonly CertificatePair[
     connectionLimit: options.connectionLimit,
     clientPublishLimit: options.clientPublishLimit,
     rules: Object.fromEntries(options.rules.map((rule) => [rule.when.packetType, rule.pipeline])),
+    presence: options.presence,
     brokerMode: options.brokerMode,
     retryInterval: options.retryInterval,
     maxPacketBytes: options.maxPacketBytes,

@@ -16,6 +16,11 @@ export interface CertificatePair {
   readonly key: string;
 }
 
+export interface PresenceSpec {
+  readonly topic: string;
+  readonly pipeline: string;
+}
+
 export interface ProxySpec {
   readonly name: string;
   /** Bind address; undefined = all interfaces, IPv6 and IPv4. */
@@ -31,6 +36,8 @@ export interface ProxySpec {
   readonly clientPublishLimit: RateLimit | undefined;
   /** The pipeline's name for each packet type that has one. */
   readonly rules: Partial<Record<PacketType, string>>;
+  /** Where clients that come and go are told of. */
+  readonly presence: PresenceSpec | undefined;
   readonly brokerMode: boolean;
   /** Seconds between resends of an unacknowledged delivery. */
   readonly retryInterval: number;
@@ -99,6 +106,12 @@ export interface GatewaySpec {
   readonly hints: readonly string[];
 }
 
+/** An object of a spec; a filter's name is `pipeline/filter`. */
+export interface ObjectRef {
+  readonly family: "proxy" | "filter" | "service";
+  readonly name: string;
+}
+
 export interface Spec {
   /** Absolute: the file or folder that was read. */
   readonly path: string;
@@ -108,6 +121,8 @@ export interface Spec {
   readonly proxies: readonly ProxySpec[];
   readonly pipelines: readonly PipelineSpec[];
   readonly services: readonly ServiceSpec[];
+  /** `file:line:column > object > field`: what the object was built from, for what goes wrong when it is. */
+  where(object: ObjectRef, field?: readonly (string | number)[]): string;
   /** Every document with defaults applied and secrets replaced by `***`, for showing. */
   readonly documents: readonly ConfigDocument[];
 }

@@ -4,6 +4,7 @@ import { pino, type DestinationStream, type Logger } from "pino";
 import { loadSpec } from "../config.ts";
 import { createGateway, type Gateway } from "../gateway.ts";
 import { createReloader } from "../reload.ts";
+import { schemaCompiler } from "../schema.ts";
 import { type Watcher, watchInputs } from "../watch.ts";
 import type { Cli } from "./main.ts";
 import { count, problemLine } from "./report.ts";
@@ -12,8 +13,9 @@ export async function run(cli: Cli, { config, watch }: { config?: string; watch:
   // The config says the level, and whether it can be read at all is not known yet.
   const log = pino({ timestamp: pino.stdTimeFunctions.isoTime }, await logStream(cli));
   const gateway = createGateway({ log, version: cli.version });
+  const from = { ...cli, compile: schemaCompiler(), ...(config === undefined ? {} : { path: config }) };
   const reloader = createReloader({
-    load: (overlay = new Map()) => loadSpec({ ...cli, overlay, ...(config === undefined ? {} : { path: config }) }),
+    load: (overlay = new Map()) => loadSpec({ ...from, overlay }),
     gateway,
     log,
   });

@@ -1,5 +1,6 @@
 /** Routes that change the config, all or nothing, and what it was before. The app has left the caller's name in `ctx.state.by`. */
 import { isUtf8 } from "node:buffer";
+import { isDeepStrictEqual } from "node:util";
 import type { ParameterizedContext } from "koa";
 import type { RouterContext } from "@koa/router";
 import type { ConfigChange, ConfigDocument, ConfigResult, Host } from "@sluice/kernel";
@@ -25,7 +26,8 @@ export function changeRoutes(host: Host, maxBodyBytes: number): Route[] {
     const dryRun = isTrue(ctx, "dryRun");
     for (let attempt = 1; ; attempt++) {
       const version = host.config.version();
-      const known = change(host.config.documents());
+      const running = host.config.documents();
+      const known = change(running);
       try {
         // What was looked up above must still be so: without a wish of the caller's, another look is all it takes.
         const result = await host.config.apply(known, {
@@ -33,7 +35,7 @@ export function changeRoutes(host: Host, maxBodyBytes: number): Route[] {
           dryRun,
           ifVersion: wanted ?? version,
         });
-        answer(ctx, result, dryRun ? 200 : status);
+        answer(ctx, result, dryRun ? 200 : status, dryRun ? running : undefined);
         return;
       } catch (error) {
         if (wanted !== undefined || attempt === maxAttempts || !isConflict(error)) throw error;
@@ -148,20 +150,48 @@ export function changeRoutes(host: Host, maxBodyBytes: number): Route[] {
       async handle(ctx) {
         const text = ctx.params["version"]!;
         const dryRun = isTrue(ctx, "dryRun");
-        const wanted = wantedVersion(ctx);
+        const ifVersion = wantedVersion(ctx);
         if (!/^\d{1,15}$/.test(text)) throw problem(400, "the version must be a number: GET /history lists them");
-        if (wanted !== undefined && wanted !== host.config.version()) {
-          throw problem(412, `version ${host.config.version()} runs, not ${wanted}`);
-        }
-        answer(ctx, await host.config.rollback(Number(text), { by: ctx.state["by"] as string, dryRun }), 200);
+        const running = host.config.documents();
+        const result = await host.config.rollback(Number(text), {
+          by: ctx.state["by"] as string,
+          dryRun,
+          ...(ifVersion === undefined ? {} : { ifVersion }),
+        });
+        answer(ctx, result, 200, dryRun ? running : undefined);
       },
     },
   ];
 }
 
-function answer(ctx: ParameterizedContext, { version, plan, warnings }: ConfigResult, status: number): void {
+/** @param running what a dry run compared with: its answer has the documents that would differ */
+function answer(
+  ctx: ParameterizedContext,
+  { version, plan, documents, warnings }: ConfigResult,
+  status: number,
+  running?: readonly ConfigDocument[],
+): void {
   ctx.status = status;
-  send(ctx, { version, plan, warnings: warnings.map(({ where, message }) => ({ where, message })) });
+  const changes = running && { changes: compareDocuments(running, documents) };
+  send(ctx, { version, plan, ...changes, warnings: warnings.map(({ where, message }) => ({ where, message })) });
+}
+
+/** Of one document, as it runs and as it would; secrets are `***` in both. */
+export interface DocumentChange {
+  readonly kind: string;
+  readonly name: string;
+  /** Null where there is none. */
+  readonly before: ConfigDocument | null;
+  readonly after: ConfigDocument | null;
+}
+
+function compareDocuments(running: readonly ConfigDocument[], next: readonly ConfigDocument[]): DocumentChange[] {
+  const keyOf = ({ kind, name }: ConfigDocument): string => `${kind}/${name}`;
+  const before = new Map(running.map((document) => [keyOf(document), document]));
+  const after = new Map(next.map((document) => [keyOf(document), document]));
+  return [...new Map([...before, ...after])]
+    .filter(([key]) => !isDeepStrictEqual(before.get(key), after.get(key)))
+    .map(([key, { kind, name }]) => ({ kind, name, before: before.get(key) ?? null, after: after.get(key) ?? null }));
 }
 
 /** The gateway's own settings, and this API: not what somebody means who removes all objects. */

@@ -4,6 +4,7 @@ import { styleText } from "node:util";
 import type { CommandIo, ConfigResult, HistoryEntry, Plan, PlanItem } from "@sluice/kernel";
 import { exit, failure } from "./api.ts";
 import type { Api } from "./api.ts";
+import type { DocumentChange } from "./change-route.ts";
 import { printable } from "./table.ts";
 
 /** What all of these commands take, for parseArgs. */
@@ -31,6 +32,13 @@ export interface ChangeRequest {
   readonly path: string;
   readonly query?: readonly (readonly [string, string])[];
   readonly body?: object;
+}
+
+/** As the API tells it. */
+type ChangeAnswer = Omit<ConfigResult, "documents">;
+
+export interface PlannedChange extends ChangeAnswer {
+  readonly changes: readonly DocumentChange[];
 }
 
 /** Returns the exit code. */
@@ -71,8 +79,8 @@ export async function runChange(
 }
 
 /** What the change would do; nothing is changed. */
-export function planChange(api: Api, request: ChangeRequest): Promise<ConfigResult> {
-  return send(api, request, [["dryRun", "true"]]);
+export async function planChange(api: Api, request: ChangeRequest): Promise<PlannedChange> {
+  return (await send(api, request, [["dryRun", "true"]])) as PlannedChange;
 }
 
 async function send(
@@ -80,11 +88,11 @@ async function send(
   { method, path, query = [], body }: ChangeRequest,
   more: readonly (readonly [string, string])[],
   headers?: Readonly<Record<string, string>>,
-): Promise<ConfigResult> {
+): Promise<ChangeAnswer> {
   const parameters = new URLSearchParams();
   for (const [name, value] of [...query, ...more]) parameters.append(name, value);
   const search = parameters.size === 0 ? "" : `?${parameters.toString()}`;
-  return (await api.request(method, path + search, body, headers)) as ConfigResult;
+  return (await api.request(method, path + search, body, headers)) as ChangeAnswer;
 }
 
 /** One line for each object that does not stay as it is, as in a diff. Ends with a line end. */

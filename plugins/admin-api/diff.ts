@@ -1,15 +1,20 @@
 /** `sluice diff`: what `sluice apply` would do. */
-import { parseArgs } from "node:util";
+import { parseArgs, styleText } from "node:util";
+import { createTwoFilesPatch } from "diff";
+import { stringify } from "yaml";
 import type { ConfigDocument } from "@sluice/kernel";
 import { apiOption, exit, failure, openApi } from "./api.ts";
 import { formatPlan, planChange } from "./change.ts";
+import type { DocumentChange } from "./change-route.ts";
 import { defineCommand } from "./command.ts";
 import { readDocumentFiles } from "./input.ts";
+import { printable } from "./table.ts";
 
 const help = `Usage: sluice diff -f FILE... [options]
 
-Show what sluice apply of these files would do to a running gateway, and change nothing. As that of kubectl its exit
-code tells whether there is a difference.
+Show what sluice apply of these files would do to a running gateway, and change nothing: the plan, and under it what
+differs between the documents as they run and as they would, defaults included. Secrets are ***, before and after. As
+that of kubectl its exit code tells whether there is a difference.
 
 Options:
   -f, --file FILE     YAML or JSON, one document or several ("-": standard input); may be given more than once
@@ -43,6 +48,31 @@ export default defineCommand("show what sluice apply would do", help, async (arg
     }
     throw error;
   }
-  io.stdout.write(values.json ? `${JSON.stringify(result)}\n` : formatPlan(result.plan, io.colors));
+  const text = (): string =>
+    [formatPlan(result.plan, io.colors), ...result.changes.map((change) => formatChange(change, io.colors))].join("\n");
+  io.stdout.write(values.json ? `${JSON.stringify(result)}\n` : text());
   return result.plan.isEmpty ? 0 : 1;
 });
+
+const colorOf: Readonly<Record<string, "green" | "red" | "cyan">> = { "+": "green", "-": "red", "@": "cyan" };
+
+/** As `diff -u` shows two files. */
+function formatChange({ kind, name, before, after }: DocumentChange, colors: boolean): string {
+  const label = (document: ConfigDocument | null, state: string): string =>
+    document ? `${kind} ${name}, ${state}` : "/dev/null";
+  const textOf = (document: ConfigDocument | null): string => (document ? stringify(document) : "");
+  const patch = createTwoFilesPatch(
+    label(before, "as it runs"),
+    label(after, "as it would"),
+    textOf(before),
+    textOf(after),
+  );
+  return patch
+    .split("\n")
+    .filter((line) => !/^=+$/.test(line))
+    .map((line) => {
+      const color = colorOf[line[0] ?? ""];
+      return colors && color ? styleText(color, printable(line), { validateStream: false }) : printable(line);
+    })
+    .join("\n");
+}

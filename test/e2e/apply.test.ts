@@ -132,7 +132,10 @@ test("what can't be built changes nothing, in the files either", async (t) => {
   const running = await start(t);
   const used = Number((await running.connect()).options.port);
   const put = [{ kind: "MQTTProxy", name: "second", host: "127.0.0.1", port: used }];
-  await assert.rejects(apply(running, { put }), { code: "LISTEN_FAILED" });
+  await assert.rejects(apply(running, { put }), {
+    code: "LISTEN_FAILED",
+    message: /^[^ ]*sluice\.yaml:\d+:\d+ > second > port: can't listen on 127\.0\.0\.1:\d+/,
+  });
   assert.equal(await running.text(), all);
   assert.deepEqual(await readdir(running.folder), ["sluice.yaml"]);
   assert.equal(running.gateway.host.config.history().length, 1);

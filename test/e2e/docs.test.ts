@@ -54,10 +54,13 @@ function column(file: string, head: string): string[] {
   return table.rows.map(([cell = ""]) => cell.replaceAll("`", ""));
 }
 
+const publishPipeline =
+  "kind: Pipeline\nname: publish\nfilters: [{ name: sink, kind: FileMQTT, topic: { default: devices } }]\n";
+
 /** A whole config around a fragment. */
 function wrap(kind: string, text: string): string {
   const indented = text.replaceAll(/^(?=.)/gm, "  ");
-  if (kind === "MQTTProxy") return `kind: MQTTProxy\nname: mqttproxy\nport: 1883\n${text}`;
+  if (kind === "MQTTProxy") return `kind: MQTTProxy\nname: mqttproxy\nport: 1883\n${text}\n---\n${publishPipeline}`;
   if (kind === "Pipeline") return `kind: Pipeline\nname: pipeline\n${text}`;
   if (kind === "Pipeline filters") return `kind: Pipeline\nname: pipeline\nfilters:\n${indented}`;
   throw new Error(`no page may have a fragment of ${kind}: say in wrap() what goes around it`);

@@ -27,13 +27,9 @@ const others: [name: string, yaml: string, where: string[], folder?: string][] =
   [
     "a variable that is not set",
     "kind: MQTTProxy\nname: p\nport: 0\nhost: ${SLUICE_TEST_NOT_SET}\n",
-    ["sluice.yaml:7:1 > p > host", "sluice.yaml:7:7"],
+    ["sluice.yaml:7:7"],
   ],
-  [
-    "a file that is not there",
-    "kind: MQTTProxy\nname: p\nport: 0\nhost: ${file:nowhere}\n",
-    ["sluice.yaml:7:1 > p > host", "sluice.yaml:7:7"],
-  ],
+  ["a file that is not there", "kind: MQTTProxy\nname: p\nport: 0\nhost: ${file:nowhere}\n", ["sluice.yaml:7:7"]],
   ["an unknown kind", "kind: Nonsense\nname: d\n", ["sluice.yaml:4:1 > d > kind"]],
   ["an unknown filter", filter("Nonsense"), ["sluice.yaml:6:22 > g > a > kind"]],
   ["a plugin that throws", filter("Throws"), ["sluice.yaml:6:22 > g > a > kind"], "broken-plugins"],

@@ -113,7 +113,10 @@ test("A16: a port in use stops the start, and leaves nothing open", async (t) =>
   const server = createServer();
   await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
   const { port } = server.address() as AddressInfo;
-  await assert.rejects(startProbedGateway(t, { port }), { code: "LISTEN_FAILED" });
+  await assert.rejects(startProbedGateway(t, { port }), {
+    code: "LISTEN_FAILED",
+    message: /^sluice\.yaml:\d+:3 > mqttproxy > port: can't listen on 127\.0\.0\.1:\d+: .*another process has it/,
+  });
   await new Promise((resolve) => server.close(resolve));
   const gateway = await startProbedGateway(t, { port });
   assert.equal(gateway.port(), port);

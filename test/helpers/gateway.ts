@@ -7,6 +7,7 @@ import { pino } from "pino";
 import { loadSpec } from "../../kernel/config.ts";
 import type { Overlay } from "../../kernel/config-files.ts";
 import { createGateway, type Gateway } from "../../kernel/gateway.ts";
+import { schemaCompiler } from "../../kernel/schema.ts";
 import { createReloader, type Reloaded } from "../../kernel/reload.ts";
 
 export interface TestGateway {
@@ -47,8 +48,9 @@ export async function startTestGateway(
     version: "0.0.0-test",
     ...(options.startDeadlineMs === undefined ? {} : { startDeadlineMs: options.startDeadlineMs }),
   });
+  const compile = schemaCompiler();
   const load = (overlay: Overlay = new Map()) =>
-    loadSpec({ path: file, cwd: folder, env: { ...process.env, ...options.env }, bins: [bin], overlay });
+    loadSpec({ path: file, cwd: folder, env: { ...process.env, ...options.env }, bins: [bin], overlay, compile });
   const reloader = createReloader({ load, gateway, log });
   const { plan, problems } = await reloader.reload("start");
   if (!plan) {

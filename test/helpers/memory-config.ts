@@ -1,6 +1,6 @@
 /** A config that lives in memory: what Host.config promises, without files and without a gateway. */
 import { isDeepStrictEqual } from "node:util";
-import { SluiceError, invalidConfig } from "../../kernel/errors.ts";
+import { SluiceError, configError } from "../../kernel/errors.ts";
 import type { ConfigDocument, ConfigResult, HistoryEntry, Host, PlanItem } from "../../kernel/plugin.ts";
 
 export interface MemoryConfig {
@@ -38,7 +38,7 @@ export function createMemoryConfig(initial: readonly ConfigDocument[]): MemoryCo
     await Promise.resolve();
     const bad = next.filter((document) => "invalid" in document);
     if (bad.length > 0) {
-      throw invalidConfig(bad.map(({ name }) => ({ where: `${name}.yaml:1:1 > ${name}`, message: "is invalid" })));
+      throw configError(bad.map(({ name }) => ({ where: `${name}.yaml:1:1 > ${name}`, message: "is invalid" })));
     }
     if (memory.readOnly) throw new SluiceError("CONFIG_READ_ONLY", "the config can't be written");
     if (next.some((document) => document["port"] === 1)) throw new SluiceError("LISTEN_FAILED", "port 1 is taken");
@@ -54,7 +54,7 @@ export function createMemoryConfig(initial: readonly ConfigDocument[]): MemoryCo
         );
       history.unshift({ version, by, at: version * 1000, changed });
     }
-    return { version, plan: { items, isEmpty }, warnings: [] };
+    return { version, plan: { items, isEmpty }, documents: next, warnings: [] };
   }
 
   const memory: MemoryConfig = {
@@ -76,7 +76,10 @@ export function createMemoryConfig(initial: readonly ConfigDocument[]): MemoryCo
         return change([...left, ...put], by, dryRun);
       },
       history: () => history,
-      async rollback(wanted, { by, dryRun }) {
+      async rollback(wanted, { by, dryRun, ifVersion }) {
+        if (ifVersion !== undefined && ifVersion !== version) {
+          throw new SluiceError("CONFIG_CONFLICT", `version ${version} runs, not ${ifVersion}`);
+        }
         const earlier = versions.get(wanted);
         if (!earlier) throw new SluiceError("CONFIG_NOT_FOUND", `no version ${wanted} is known`);
         return change(earlier, by, dryRun);

@@ -14,7 +14,11 @@ export interface ProbeOptions {
   readonly timeout?: number;
 }
 
-export type ProbedGateway<P extends PacketType> = TestGateway & { readonly probes: Record<P, Probe> };
+export type ProbedGateway<P extends PacketType> = TestGateway & {
+  readonly probes: Record<P, Probe>;
+  /** Its config with other options of the proxy. */
+  readonly yaml: (proxy: object) => string;
+};
 
 const pluginsFolder = join(import.meta.dirname, "../fixtures/plugins-e2e");
 
@@ -43,7 +47,7 @@ export async function startProbedGateway<P extends PacketType = never>(
 ): Promise<ProbedGateway<P>> {
   const types = Object.keys(pipelines) as P[];
   const names = new Map(types.map((type) => [type, `${type}-${randomUUID()}`]));
-  const gateway = await startTestGateway(
+  const yaml = (options: object): string =>
     toYaml([
       probeDocument,
       {
@@ -52,7 +56,7 @@ export async function startProbedGateway<P extends PacketType = never>(
         host: "127.0.0.1",
         port: 0,
         rules: types.map((type) => ({ when: { packetType: type }, pipeline: `on-${type}` })),
-        ...proxy,
+        ...options,
       },
       ...types.map((type) => {
         const { concurrent = false, timeout = 30 } = pipelines[type] ?? {};
@@ -65,8 +69,8 @@ export async function startProbedGateway<P extends PacketType = never>(
         };
       }),
       ...extra,
-    ]),
-  );
+    ]);
+  const gateway = await startTestGateway(yaml(proxy));
   t.after(async () => {
     await gateway.stop();
     for (const name of names.values()) forgetProbe(name);
@@ -75,7 +79,7 @@ export async function startProbedGateway<P extends PacketType = never>(
     P,
     Probe
   >;
-  return { ...gateway, probes };
+  return { ...gateway, probes, yaml };
 }
 
 /** The PUBLISHes that a probe has seen. */

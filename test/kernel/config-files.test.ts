@@ -250,7 +250,6 @@ describe("substitution", () => {
         "sluice.yaml:9:12: the environment variable NOT_SET is not set: set it, or write ${NOT_SET:-default}",
         'sluice.yaml:10:3 > g > gate > limit: must be a whole number, not "many"',
         "sluice.yaml:11:13: ${file:none} can't be read: ENOENT",
-        'sluice.yaml:12:3 > g > gate > mode: must be one of "open", "shut", not ""',
         "sluice.yaml:12:9: ${a-b} is neither ${VARIABLE}, ${VARIABLE:-default} nor ${file:path}; write $${a-b} for the text itself",
       ],
     );

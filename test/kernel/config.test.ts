@@ -51,6 +51,7 @@ describe("a config that is right", () => {
       maxAllowedConnection: 0,
       connectionLimit: undefined,
       clientPublishLimit: undefined,
+      presence: undefined,
       rules: { Connect: "gates" },
       brokerMode: false,
       retryInterval: 30,

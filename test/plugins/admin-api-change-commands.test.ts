@@ -196,7 +196,23 @@ test("diff exits with 0 for no difference, 1 for one, and 2 for what is refused"
   const same = await run(diff, "-f -", JSON.stringify(initial[0]));
   assert.deepEqual(same, { code: 0, stdout: "no difference\n", stderr: "" });
   const other = await run(diff, "-f -", "kind: Pipeline\nname: publish\nflow: []");
-  assert.deepEqual([other.code, other.stdout.split("\n")[0]], [1, "~ change Pipeline publish (filters, flow)"]);
+  const changed = `~ change Pipeline publish (filters, flow)
+  1 kept as they are
+
+--- Pipeline publish, as it runs
++++ Pipeline publish, as it would
+@@ -1,3 +1,3 @@
+ kind: Pipeline
+ name: publish
+-filters: []
++flow: []
+`;
+  assert.deepEqual(other, { code: 1, stdout: changed, stderr: "" });
+  const added = await run(diff, "-f -", "kind: Pipeline\nname: new");
+  assert.match(
+    added.stdout,
+    /\n--- \/dev\/null\n\+\+\+ Pipeline new, as it would\n@@ .*@@\n\+kind: Pipeline\n\+name: new\n$/,
+  );
   for (const text of ["kind: Pipeline\nname: a\ninvalid: 1", "kind: ["]) {
     const refused = await run(diff, "-f -", text);
     assert.deepEqual([refused.code, refused.stdout], [2, ""]);

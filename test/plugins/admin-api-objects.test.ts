@@ -223,6 +223,15 @@ test("the history tells who, when and what; an earlier version runs again as a n
   assert.equal(rest.length, 1);
   const dry = await call("POST", "/history/1/rollback?dryRun=true");
   assert.deepEqual([actions(dry), memory.config.version()], [["change MQTTProxy mqttproxy"], 2]);
+  const [before, after] = [1900, initial.find(({ name }) => name === "mqttproxy")?.["port"]];
+  assert.deepEqual(
+    (dry.json as { changes: { name: string; before: object; after: object }[] }).changes.map((change) => [
+      change.name,
+      "port" in change.before && change.before.port,
+      "port" in change.after && change.after.port,
+    ]),
+    [["mqttproxy", before, after]],
+  );
   const back = await call("POST", "/history/1/rollback");
   assert.deepEqual([back.status, back.headers.get("x-config-version")], [200, "3"]);
   assert.deepEqual(memory.config.documents(), initial);
