@@ -2,28 +2,46 @@
 import { createRequire } from "node:module";
 import { connect as connectTcp, isIP } from "node:net";
 import { connect as connectTls } from "node:tls";
-import type { Host } from "@sluice/kernel";
-import { Kafka, logLevel, Partitioners, type ICustomPartitioner, type ISocketFactory } from "kafkajs";
-import { brokersOf, type Config } from "./config.ts";
+import kafkajs from "kafkajs";
+import {
+  CompressionTypes,
+  Kafka,
+  logLevel,
+  type ICustomPartitioner,
+  type ISocketFactory,
+  type SASLOptions,
+} from "kafkajs";
+import { loadCodec, type Compression } from "./compression.ts";
+import { brokersOf, type Config, type SaslOptions } from "./config.ts";
+import { createTokenSource } from "./oauth.ts";
+import { choosePartition, type Partition } from "./partitioner.ts";
 
-export function createClient(config: Config, host: Host): Kafka {
+/** @param debug takes kafkajs' own log */
+export function createClient(config: Config, name: string, debug: (fields: object, message: string) => void): Kafka {
   stopIdleTimer();
+  acceptLeaderless();
   return new Kafka({
     brokers: brokersOf(config),
-    clientId: config.clientId ?? `sluice-${host.name.replaceAll(/[^a-zA-Z0-9._-]+/g, "-")}`,
+    clientId: config.clientId ?? `sluice-${name.replaceAll(/[^a-zA-Z0-9._-]+/g, "-")}`,
     requestTimeout: config.requestTimeoutMs,
     connectionTimeout: config.connectionTimeoutMs,
     // The lanes retry, with a frozen batch and a pace of their own.
     retry: { retries: 0 },
     // For kafkajs any object means TLS; its types don't let it be undefined.
     ...(config.ssl === false ? {} : { ssl: config.ssl === true ? {} : config.ssl }),
-    // A copy, since kafkajs adds functions to it.
-    ...(config.sasl === undefined ? {} : { sasl: { ...config.sasl } }),
+    ...(config.sasl === undefined ? {} : { sasl: createLogin(config.sasl, config.requestTimeoutMs) }),
     socketFactory: openSocket,
     logLevel: logLevel.INFO,
     // kafkajs writes 30 lines a second in an outage; what an operator needs of them, the producer reports.
-    logCreator: () => (entry) => host.log.debug({ kafkajs: entry.namespace }, entry.log.message),
+    logCreator: () => (entry) => debug({ kafkajs: entry.namespace }, entry.log.message),
   });
+}
+
+/** A new object each time, since kafkajs adds functions to it. */
+function createLogin(sasl: SaslOptions, timeoutMs: number): SASLOptions {
+  const { mechanism, username = "", password = "" } = sasl;
+  if (mechanism !== "oauthbearer") return { mechanism, username, password };
+  return { mechanism, oauthBearerProvider: createTokenSource(sasl, timeoutMs) };
 }
 
 /** kafkajs' own leaves Nagle's algorithm on, which holds a batch back until the last one was answered. */
@@ -36,24 +54,35 @@ const openSocket: ISocketFactory = ({ host, port, ssl, onConnect }) => {
   return socket;
 };
 
+/** Kafka's number for a codec, which is made known to kafkajs where it has none. */
+export function compressionType(compression: Compression): CompressionTypes {
+  const types = { none: "None", gzip: "GZIP", snappy: "Snappy", lz4: "LZ4", zstd: "ZSTD" } as const;
+  const type = CompressionTypes[types[compression]];
+  const codec = loadCodec(compression);
+  if (codec) Object.assign(kafkajs.CompressionCodecs, { [type]: () => codec });
+  return type;
+}
+
 /**
- * Kafka's default choice, made once per record: a batch sent again must go where it went, or an idempotent producer's
- * sequence numbers would name other records than before, and the broker drop them as known. A partition that is no
- * longer there is chosen anew, because kafkajs resolves without having sent a record of an unknown partition.
+ * The choice is made once per record: a batch sent again must go where it went, or an idempotent producer's sequence
+ * numbers would name other records than before, and the broker drop them as known. A partition that is no longer there is
+ * chosen anew, because kafkajs resolves without having sent a record of an unknown partition.
+ *
+ * @param seen is told what is known of the topic's partitions, as often as it is asked about one of them
  */
-export const createStickyPartitioner: ICustomPartitioner = () => {
-  const choose = Partitioners.DefaultPartitioner();
-  return (args) => {
-    const { message, partitionMetadata } = args;
-    if (message.partition !== undefined) {
-      if (partitionMetadata.some(({ partitionId }) => partitionId === message.partition)) return message.partition;
-      delete message.partition;
-    }
-    const partition = choose(args);
-    message.partition = partition;
-    return partition;
-  };
-};
+export function createStickyPartitioner(
+  seen: (topic: string, partitions: readonly Partition[]) => void,
+): ICustomPartitioner {
+  let round = 0;
+  return () =>
+    ({ topic, message, partitionMetadata }) => {
+      seen(topic, partitionMetadata);
+      const chosen = message.partition;
+      if (chosen !== undefined && partitionMetadata.some(({ partitionId }) => partitionId === chosen)) return chosen;
+      const key = message.key ?? null;
+      return (message.partition = choosePartition(key, partitionMetadata, round++));
+    };
+}
 
 /**
  * After each answer, kafkajs 2.2.4 sets a timer of a negative time even with nothing to send, which does so again:
@@ -85,4 +114,41 @@ function isRequestQueue(found: unknown): found is RequestQueue {
     "scheduleCheckPendingRequests" in found &&
     typeof found.scheduleCheckPendingRequests === "function"
   );
+}
+
+/** Kafka's codes of a partition that has no leader, or not all of its replicas. */
+const partitionAway = new Set([5, 9, 72]);
+const metadataVersions = [0, 1, 2, 3, 4, 5, 6];
+
+/**
+ * kafkajs 2.2.4 takes one partition without a leader for a failure of all metadata, so that no other partition, and no
+ * other topic of the producer, can be written. Here the partition is left with the leader -1, and only what goes to it
+ * fails, with KafkaJSBrokerNotFound.
+ */
+export function acceptLeaderless(): void {
+  const load = createRequire(import.meta.url);
+  for (const version of metadataVersions) {
+    const response: unknown = load(`kafkajs/src/protocol/requests/metadata/v${version}/response.js`);
+    if (!isMetadataResponse(response) || response.parse.name === "parseLeaderless") continue;
+    const { parse } = response;
+    response.parse = async function parseLeaderless(data) {
+      for (const { partitionMetadata } of data.topicMetadata) {
+        for (const partition of partitionMetadata) {
+          if (partitionAway.has(partition.partitionErrorCode)) partition.partitionErrorCode = 0;
+        }
+      }
+      return parse(data);
+    };
+  }
+}
+
+interface MetadataResponse {
+  parse(
+    this: void,
+    data: { topicMetadata: { partitionMetadata: { partitionErrorCode: number }[] }[] },
+  ): Promise<unknown>;
+}
+
+function isMetadataResponse(found: unknown): found is MetadataResponse {
+  return typeof found === "object" && found !== null && "parse" in found && typeof found.parse === "function";
 }

@@ -5,6 +5,7 @@
  * - `unknownTopic`, `unauthorized`: this topic can't be written now.
  * - `tooLarge`, `invalidRecord`: a record of the batch never will be; `illegalTopic`: none of them.
  * - `sequence`: the broker lost track of an idempotent producer, or the producer of the broker.
+ * - `internal`: kafkajs stumbled over its own state; records can't do that, as record.ts lets nothing else through.
  */
 export type Reason =
   | "unconnected"
@@ -14,12 +15,17 @@ export type Reason =
   | "illegalTopic"
   | "tooLarge"
   | "invalidRecord"
-  | "sequence";
+  | "sequence"
+  | "internal";
 
 export interface Failure {
   readonly reason: Reason;
   /** One line, without payloads. */
   readonly message: string;
+  /** Of `unavailable`: a partition has no leader, or not enough replicas; the topic's others may be well. */
+  readonly ofPartition?: boolean;
+  /** `host:port` of the broker that it is about, where one is known. */
+  readonly broker?: string;
 }
 
 const reasonByType: Readonly<Record<string, Reason>> = {
@@ -37,18 +43,40 @@ const reasonByType: Readonly<Record<string, Reason>> = {
   UNKNOWN_PRODUCER_ID: "sequence",
 };
 
+const ofPartition: ReadonlySet<string> = new Set([
+  "LEADER_NOT_AVAILABLE",
+  "NOT_LEADER_FOR_PARTITION",
+  "REPLICA_NOT_AVAILABLE",
+  "NOT_ENOUGH_REPLICAS",
+  "NOT_ENOUGH_REPLICAS_AFTER_APPEND",
+  "KAFKA_STORAGE_ERROR",
+  "FENCED_LEADER_EPOCH",
+  // A partition without a leader is looked for at the broker -1.
+  "KafkaJSBrokerNotFound",
+]);
+
 /** kafkajs wraps what the broker said once per layer of retries. */
 export function judgeError(error: unknown): Failure {
   let message = "unknown error";
+  let broker: string | undefined;
   for (let cause = error, depth = 0; cause instanceof Error && depth < 8; cause = cause.cause, depth++) {
     if (depth === 0) message = cause.message;
-    const type = "type" in cause ? cause.type : undefined;
-    const reason = typeof type === "string" ? reasonByType[type] : undefined;
-    if (reason) return { reason, message: cause.message };
-    // What can't be encoded fails before it is sent, for ever, and with it all records of its batch.
+    if ("broker" in cause && typeof cause.broker === "string") broker ??= cause.broker;
+    const at = broker === undefined ? {} : { broker };
+    const type = "type" in cause && typeof cause.type === "string" ? cause.type : cause.name;
+    const reason = reasonByType[type];
+    if (reason) return { reason, message: cause.message, ...at };
+    if (type === "CLUSTER_AUTHORIZATION_FAILED") {
+      return {
+        reason: "unavailable",
+        message: `${cause.message} (an idempotent producer may need IdempotentWrite)`,
+        ...at,
+      };
+    }
+    if (ofPartition.has(type)) return { reason: "unavailable", message: cause.message, ofPartition: true, ...at };
     if (cause.name === "TypeError" || cause.name === "RangeError") {
-      return { reason: "invalidRecord", message: cause.message };
+      return { reason: "internal", message, ...at };
     }
   }
-  return { reason: "unavailable", message };
+  return { reason: "unavailable", message, ...(broker === undefined ? {} : { broker }) };
 }

@@ -1,21 +1,16 @@
-/** KafkaMQTT: each packet becomes a Kafka record, and is through when Kafka has acknowledged it. */
-import type { Filter, FilterKind, FilterResult, Host } from "@sluice/kernel";
+/** KafkaMQTT: each packet becomes a Kafka record, and is through when Kafka, the disk or, if asked for, nobody has it. */
+import type { Filter, FilterContext, FilterKind, FilterResult, Health, Host } from "@sluice/kernel";
+import { createAddedHeaders } from "./added-headers.ts";
+import { createBufferedSink } from "./buffered-sink.ts";
+import { joinCluster } from "./cluster.ts";
 import { validate, type Config } from "./config.ts";
-import type { Failure } from "./failure.ts";
-import { createLane, type Lane, type Outcome } from "./lane.ts";
-import { createProducer } from "./producer.ts";
-import { createRecordBuilder, type Entry } from "./record.ts";
-
-/** Milliseconds that `close` waits for records under way. */
-const closeWithinMs = 3000;
-/** Beyond this many topics, lanes with nothing to do are dropped before another is made. */
-const maxIdleLanes = 1000;
-const batchBuckets = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000];
+import { createDirectSink } from "./direct-sink.ts";
+import { createRecordBuilder, type Content } from "./record.ts";
 
 const kind: FilterKind<Config> = {
   kind: "KafkaMQTT",
   packets: ["Connect", "Publish", "Subscribe", "Unsubscribe", "Disconnect"],
-  results: ["getDataFailed", "illegalTopic", "recordTooLarge"],
+  results: ["getDataFailed", "illegalTopic", "recordTooLarge", "invalidRecord"],
   // None is in `discards`: a record that can't be written is a fault, unless jumpIf says where it goes instead.
   concurrent: true,
   validate,
@@ -23,135 +18,52 @@ const kind: FilterKind<Config> = {
 };
 export default kind;
 
-function createFilter(config: Config, host: Host): Filter {
-  const { clock, metrics } = host;
-  const labels = { filter: host.name };
-  const build = createRecordBuilder(config);
-  const producer = createProducer(config, host);
-  const lanes = new Map<string, Lane>();
-  let queuedRecords = 0;
-  let queuedBytes = 0;
-  let closed = false;
-  let whenEmpty: (() => void) | undefined;
+/** Where records go: to Kafka, or to the disk first. */
+export interface Sink {
+  /** Nothing or a promise of it: the packet is through. A string: a result. Throws or rejects where it is not kept. */
+  take(content: Content, ctx: FilterContext): FilterResult | Promise<FilterResult>;
+  health(): Health;
+  close(): Promise<void>;
+}
 
-  const acked = metrics
-    .counter("sluice_kafka_records_acked_total", "Records that Kafka has acknowledged", ["filter"])
-    .with(labels);
-  const failed = metrics.counter("sluice_kafka_records_failed_total", "Records that did not reach Kafka", [
+async function createFilter(config: Config, host: Host): Promise<Filter> {
+  const { clock } = host;
+  const build = createRecordBuilder(config, createAddedHeaders(config.addHeaders, host));
+  const failed = host.metrics.counter("sluice_kafka_records_failed_total", "Records that did not reach Kafka", [
     "filter",
     "reason",
   ]);
-  const batchRecords = metrics
-    .histogram("sluice_kafka_batch_records", "Records in a batch that was sent", ["filter"], batchBuckets)
-    .with(labels);
-  const sendSeconds = metrics
-    .histogram("sluice_kafka_send_seconds", "From sending a batch to Kafka's acknowledgement", ["filter"])
-    .with(labels);
-  metrics.gauge("sluice_kafka_queue_records", "Records waiting for Kafka's acknowledgement", ["filter"], (gauge) =>
-    gauge.set(labels, queuedRecords),
-  );
-  metrics.gauge("sluice_kafka_queue_bytes", "Bytes of those records", ["filter"], (gauge) =>
-    gauge.set(labels, queuedBytes),
-  );
-  metrics.gauge("sluice_kafka_connected", "1 while Kafka answers, 0 while it does not", ["filter"], (gauge) =>
-    gauge.set(labels, producer.health().ok ? 1 : 0),
-  );
-
-  function refuse(reason: string): void {
-    failed.inc({ ...labels, reason });
+  const refuse = (reason: string): void => failed.inc({ filter: host.name, reason });
+  /** What a filter behind a jumpIf may take as headers: it says why it got the packet. */
+  function explain(ctx: FilterContext, result: string, topic: string): string {
+    const { headerKey, errorKey } = config.mqtt;
+    const mapped = headerKey === undefined ? undefined : ctx.data.get(headerKey);
+    const error = { error: result, errorTopic: topic, errorFilter: host.name };
+    ctx.data.set(errorKey, { ...(typeof mapped === "object" ? mapped : {}), ...error });
+    return result;
   }
 
-  function settled(topic: string, entry: Entry, outcome: Outcome, failure: Failure | undefined): void {
-    queuedRecords--;
-    queuedBytes -= entry.bytes;
-    if (outcome === "acked") {
-      acked.inc();
-      entry.resolve();
-    } else {
-      refuse(outcome);
-      if (outcome === "illegalTopic" || outcome === "recordTooLarge") entry.resolve(outcome);
-      else
-        entry.reject(new Error(`${describe(outcome, topic, config)}${failure ? ` (last: ${failure.message})` : ""}`));
-    }
-    if (queuedRecords === 0) whenEmpty?.();
-  }
-
-  function laneOf(topic: string): Lane {
-    const known = lanes.get(topic);
-    if (known) return known;
-    if (lanes.size >= maxIdleLanes) {
-      for (const [name, lane] of lanes) if (lane.isIdle()) lanes.delete(name);
-    }
-    const lane = createLane({
-      topic,
-      producer,
-      clock,
-      maxBatchBytes: config.maxBatchBytes,
-      probeFirst: config.createTopics !== "broker",
-      settled: (entry, outcome, failure) => settled(topic, entry, outcome, failure),
-      sent(records, seconds) {
-        batchRecords.observe(records);
-        sendSeconds.observe(seconds);
-      },
-    });
-    lanes.set(topic, lane);
-    return lane;
-  }
+  const sink =
+    config.ack === "buffered"
+      ? await createBufferedSink(config, host, refuse)
+      : createDirectSink(config, { host, cluster: joinCluster(config, host), refuse, explain });
 
   return {
     handle(ctx): FilterResult | Promise<FilterResult> {
-      const content = build(ctx);
+      const content = build(ctx, clock.now());
       if (typeof content === "string") {
         refuse(content);
-        return content;
+        const { topicKey } = config.mqtt;
+        const named = topicKey === undefined ? undefined : ctx.data.get(topicKey);
+        return explain(ctx, content, typeof named === "string" ? named : config.topic.default);
       }
-      const { topic, key, value, headers, bytes } = content;
-      if (bytes > config.maxQueuedBytes) {
-        refuse("recordTooLarge");
-        return "recordTooLarge";
-      }
-      if (closed) {
-        refuse("closed");
-        throw new Error(describe("closed", topic, config));
-      }
-      // The connection's own cap pauses its socket long before; this bounds the sum of all connections.
-      if (queuedRecords >= config.maxQueuedRecords || queuedBytes + bytes > config.maxQueuedBytes) {
-        refuse("queueFull");
-        throw new Error(
-          `${queuedRecords} records (${queuedBytes} bytes) wait for Kafka: the queue is full; see health, or raise maxQueuedRecords and maxQueuedBytes`,
-        );
-      }
-      queuedRecords++;
-      queuedBytes += bytes;
-      const now = clock.now();
-      return new Promise<FilterResult>((resolve, reject) => {
-        const expiresAt = now + config.deliveryTimeoutMs;
-        laneOf(topic).push({ key, value, headers, timestamp: String(now), bytes, expiresAt, resolve, reject });
-      });
+      const { topic } = content;
+      const taken = sink.take(content, ctx);
+      if (taken === undefined) return undefined;
+      if (typeof taken === "string") return explain(ctx, taken, topic);
+      return taken;
     },
-
-    health: () => producer.health(),
-
-    async close() {
-      closed = true;
-      if (queuedRecords > 0) {
-        await new Promise<void>((resolve) => {
-          const timer = clock.setTimeout(resolve, closeWithinMs);
-          whenEmpty = () => {
-            timer.clear();
-            resolve();
-          };
-        });
-      }
-      for (const lane of lanes.values()) lane.abandon();
-      await producer.close();
-    },
+    health: () => sink.health(),
+    close: () => sink.close(),
   };
-}
-
-function describe(outcome: Outcome, topic: string, { deliveryTimeoutMs }: Config): string {
-  if (outcome === "closed") return `the filter was closed before Kafka acknowledged a record for topic ${topic}`;
-  if (outcome === "invalidRecord")
-    return `Kafka refuses a record for topic ${topic} as invalid; check the topic's settings`;
-  return `Kafka did not acknowledge a record for topic ${topic} within ${deliveryTimeoutMs} ms`;
 }

@@ -5,93 +5,115 @@
  * A batch that was sent and failed is frozen: the same records are sent again until Kafka has them or all of them have
  * expired. Only so are they at worst stored twice, in order, and for an idempotent producer the same batch with the same
  * sequence numbers, which the broker recognizes.
+ *
+ * Where one partition fails by itself (no leader, its broker hangs) its records move to a lane of their own until it is
+ * well, so that the topic's others go on.
  */
 import type { Clock } from "@sluice/kernel";
+import { divideByPartition, halve, isWhole, type Batch } from "./batch.ts";
+import { nobody, type Entry, type Outcome, type Owner } from "./entry.ts";
 import type { Failure } from "./failure.ts";
 import type { Producer } from "./producer.ts";
-import type { Entry } from "./record.ts";
+import { createTopicGate } from "./topic-gate.ts";
 
 const maxBatchRecords = 1000;
 /** No batch is made smaller than this on account of a topic's low `max.message.bytes`. */
 const minBatchBytes = 16_384;
 /** Milliseconds between attempts, doubled from the first to the last. */
 const backoff = { from: 50, to: 500 };
-/** The same for a topic that does not exist or is forbidden: not mended by waiting alone. */
-const gateBackoff = { from: 100, to: 2000 };
-const attemptsAtGate = 20;
-
 export interface LaneOptions {
   readonly topic: string;
   readonly producer: Producer;
   readonly clock: Clock;
   readonly maxBatchBytes: number;
+  /** Milliseconds that an idle lane waits for more before it sends. */
+  readonly lingerMs: number;
   /** Ask whether the topic exists before the first send. */
   readonly probeFirst: boolean;
-  /** Called once for each entry, when its fate is known. */
-  settled(entry: Entry, outcome: Outcome, lastFailure: Failure | undefined): void;
   sent(records: number, seconds: number): void;
+  /** A partition got a lane of its own. */
+  isolated(partition: number, failure: Failure): void;
+  /** Of a lane for one partition: what it begins with, and whom it tells when it is done. */
+  readonly apart?: { readonly batches: Batch[]; readonly queue: Entry[]; whenIdle(): void };
 }
-
-export type Outcome = "acked" | "illegalTopic" | "recordTooLarge" | "invalidRecord" | "expired" | "closed";
 
 export interface Lane {
   push(entry: Entry): void;
   /** True where nothing waits and nothing is under way. */
   isIdle(): boolean;
-  /** Rejects all that waits; what is under way may still be stored. */
-  abandon(): void;
-}
-
-interface Batch {
-  entries: Entry[];
-  bytes: number;
-  /** It may be in Kafka already, in whole or in part. */
-  sent: boolean;
+  /** The topic is missing or forbidden. */
+  isShut(): boolean;
+  /** Settles what this owner still has here as `closed`; what was sent may still be stored. */
+  abandon(owner: Owner): void;
+  /** For good: also stops what is under way. */
+  close(): void;
 }
 
 export function createLane(options: LaneOptions): Lane {
   const { topic, producer, clock } = options;
   /** In the order they came; `head` is the first that was not taken yet. */
-  let queue: Entry[] = [];
+  let queue: Entry[] = options.apart?.queue ?? [];
   let head = 0;
   /** Taken from the queue: the one to send next, and behind it the rest of one that was divided. */
-  let batches: Batch[] = [];
+  let batches: Batch[] = options.apart?.batches ?? [];
+  let underWay: Batch | undefined;
+  const isolated = new Map<number, Lane>();
   let maxBytes = options.maxBatchBytes;
-  let gated = options.probeFirst;
+  const gate = createTopicGate(topic, producer, options.probeFirst);
   let running = false;
-  const abandoning = new AbortController();
+  let closed = false;
   let lastFailure: Failure | undefined;
   let endWait: (() => void) | undefined;
 
   function settle(entries: readonly Entry[], outcome: Outcome): void {
-    if (abandoning.signal.aborted) return;
-    for (const entry of entries) options.settled(entry, outcome, lastFailure);
+    if (closed) return;
+    for (const entry of entries) entry.owner.settled(entry, outcome, lastFailure);
   }
 
-  /** The queue's order is that of arrival, so the expired are in front. */
+  /** Takes the entries that `choose` names out of the queue. */
+  function takeFromQueue(choose: (entry: Entry) => boolean): Entry[] {
+    const { taken = [], left = [] } = Object.groupBy(queue.slice(head), (entry) => (choose(entry) ? "taken" : "left"));
+    if (taken.length > 0) {
+      queue = left;
+      head = 0;
+    }
+    return taken;
+  }
+
+  /** Takes what `choose` names out of the batches that were not sent. */
+  function takeFromBatches(choose: (entry: Entry) => boolean): Entry[] {
+    const taken: Entry[] = [];
+    for (const batch of batches) {
+      if (batch.sent || batch === underWay) continue;
+      const { out = [], left = [] } = Object.groupBy(batch.entries, (entry) => (choose(entry) ? "out" : "left"));
+      taken.push(...out);
+      batch.entries = left;
+    }
+    batches = batches.filter(({ entries }) => entries.length > 0);
+    return taken;
+  }
+
+  /** Gives up what is too old, and behind it what is of the same clients: sent again, it has to come in their order. */
   function expire(): void {
     const now = clock.now();
-    while (head < queue.length && (queue[head]?.expiresAt ?? 0) <= now) {
-      settle(queue.slice(head, ++head), "expired");
+    const isLate = (entry: Entry): boolean => entry.expiresAt <= now;
+    const late: Entry[] = [];
+    // Of what was sent nothing can be taken back, so it is given up as a whole.
+    for (const batch of batches.filter(({ sent, entries }) => sent && entries.every(isLate))) {
+      late.push(...batch.entries);
+      batches = batches.filter((each) => each !== batch);
+      // Its sequence numbers may be known to the broker: another batch under them would pass for a duplicate and be lost.
+      producer.renew();
     }
-    let givenUp = false;
-    batches = batches.filter((batch) => {
-      const live = batch.entries.filter((entry) => entry.expiresAt > now);
-      if (live.length === batch.entries.length || (batch.sent && live.length > 0)) return true;
-      if (batch.sent) {
-        givenUp = true;
-        settle(batch.entries, "expired");
-        return false;
-      }
-      settle(
-        batch.entries.filter((entry) => entry.expiresAt <= now),
-        "expired",
-      );
-      batch.entries = live;
-      return live.length > 0;
-    });
-    // Its sequence numbers may be known to the broker: another batch under them would pass for a duplicate and be lost.
-    if (givenUp) producer.renew();
+    late.push(...takeFromBatches(isLate));
+    // The queue's order is that of arrival, so the late are in front.
+    if (queue[head] && isLate(queue[head] as Entry)) late.push(...takeFromQueue(isLate));
+    if (late.length === 0) return;
+    const clients = new Set(late.map(({ clientId }) => clientId));
+    clients.delete(undefined);
+    const isBehind = ({ clientId }: Entry): boolean => clients.has(clientId);
+    if (clients.size > 0) late.push(...takeFromBatches(isBehind), ...takeFromQueue(isBehind));
+    settle(late, "expired");
   }
 
   function cut(): Batch | undefined {
@@ -119,24 +141,31 @@ export function createLane(options: LaneOptions): Lane {
 
   /**
    * Finds the record that Kafka refuses without harm to the others. First by partition, because some of them may be
-   * stored already and an idempotent producer needs the same batch again for those; then by halves, as a batch for one
-   * partition is stored whole or not at all.
+   * stored already and an idempotent producer needs the same batch again for those; then by halves.
    */
   function divide(batch: Batch, failure: Failure): void {
-    const groups = Map.groupBy(batch.entries, (entry) => entry.partition);
-    const single = groups.size <= 1;
-    const middle = Math.ceil(batch.entries.length / 2);
-    const parts = single ? [batch.entries.slice(0, middle), batch.entries.slice(middle)] : [...groups.values()];
-    if (single && failure.reason === "tooLarge") {
+    const whole = isWhole(batch);
+    if (whole && failure.reason === "tooLarge") {
       const largest = batch.entries.reduce((most, entry) => Math.max(most, entry.bytes), 0);
       // Many small records too large together: the topic's limit is below ours.
       if (largest * 2 < batch.bytes) maxBytes = Math.max(Math.min(maxBytes, batch.bytes / 2), minBatchBytes);
     }
-    const made = parts.map((entries) => {
-      const bytes = entries.reduce((sum, entry) => sum + entry.bytes, 0);
-      return { entries, bytes, sent: !single };
-    });
-    batches.splice(0, 1, ...made);
+    batches.splice(0, 1, ...(whole ? halve(batch) : divideByPartition(batch)));
+  }
+
+  /** Everything for the partition goes to a lane of its own, in its order. */
+  function isolate(partition: number, failure: Failure): void {
+    const isOf = (entry: Entry): boolean => partitionOf(entry) === partition;
+    const own = batches.filter(({ entries }) => entries.every(isOf));
+    batches = batches.filter((batch) => !own.includes(batch));
+    const whenIdle = (): void => void isolated.delete(partition);
+    const apart = { batches: own, queue: takeFromQueue(isOf), whenIdle };
+    isolated.set(partition, createLane({ ...options, apart, probeFirst: false }));
+    options.isolated(partition, failure);
+  }
+
+  function partitionOf(entry: Entry): number | undefined {
+    return (entry.partition ??= producer.choosePartition(topic, entry.key));
   }
 
   /** What to do before the next attempt; undefined: go on at once. */
@@ -164,44 +193,54 @@ export function createLane(options: LaneOptions): Lane {
         // The producer paces its attempts to connect.
         return undefined;
       default:
-        return "backoff";
+        return mayConcernOne(failure) ? setApart(batch, failure) : "backoff";
     }
   }
 
+  /** The topic has other partitions, and they may be well. */
+  function mayConcernOne(failure: Failure): boolean {
+    if (options.apart || failure.reason !== "unavailable") return false;
+    const { partitions, leaders } = producer.spread(topic);
+    return partitions > 1 && (failure.ofPartition === true || leaders > 1);
+  }
+
+  function setApart(batch: Batch, failure: Failure): "backoff" | undefined {
+    if (!isWhole(batch)) {
+      batches.splice(0, 1, ...divideByPartition(batch));
+      return undefined;
+    }
+    const partition = batch.entries[0]?.partition;
+    if (partition === undefined) return "backoff";
+    isolate(partition, failure);
+    return undefined;
+  }
+
   function wait(ms: number): Promise<void> {
-    if (abandoning.signal.aborted) return Promise.resolve();
+    if (closed) return Promise.resolve();
     return new Promise((resolve) => {
       endWait = () => {
         timer.clear();
         resolve();
       };
-      const timer = clock.setTimeout(endWait, ms * (0.75 + Math.random() / 2));
+      const timer = clock.setTimeout(endWait, ms);
     });
   }
 
-  /** A missing topic is looked for here, away from the producer that the other topics use. */
-  async function passGate(): Promise<void> {
-    for (let attempt = 0; gated && !abandoning.signal.aborted; attempt++) {
-      const failure = await producer.probeTopic(topic);
-      if (!failure) {
-        gated = false;
-        return;
-      }
-      lastFailure = failure;
-      expire();
-      if (batches.length === 0 && head === queue.length) return;
-      // Only a producer's question makes a broker create a topic, so where it may, ask that way once in a while.
-      if (attempt === attemptsAtGate && !options.probeFirst) {
-        gated = false;
-        return;
-      }
-      await wait(Math.min(gateBackoff.from * 2 ** Math.min(attempt, 10), gateBackoff.to));
-    }
+  /** Not all that wait for one thing at one moment. */
+  function waitAbout(ms: number): Promise<void> {
+    return wait(ms * (0.75 + Math.random() / 2));
+  }
+
+  /** @returns whether anything still waits */
+  function stillShut(failure: Failure): boolean {
+    lastFailure = failure;
+    expire();
+    return !closed && (batches.length > 0 || head < queue.length);
   }
 
   async function run(): Promise<void> {
-    for (let failures = 0; !abandoning.signal.aborted;) {
-      if (gated) await passGate();
+    for (let failures = 0; !closed;) {
+      if (gate.isShut) await gate.pass(stillShut, waitAbout);
       expire();
       let batch = batches[0];
       if (!batch) {
@@ -209,10 +248,12 @@ export function createLane(options: LaneOptions): Lane {
         if (!batch) break;
         batches.push(batch);
       }
-      if (gated) continue;
+      if (gate.isShut) continue;
       const startedAt = performance.now();
+      underWay = batch;
       const failure = await producer.send(topic, batch.entries);
-      if (abandoning.signal.aborted) break;
+      underWay = undefined;
+      if (closed) break;
       if (!failure) {
         batches.shift();
         failures = 0;
@@ -223,25 +264,50 @@ export function createLane(options: LaneOptions): Lane {
       }
       const next = handleFailure(batch, failure);
       if (next === undefined) continue;
-      if (next === "gate") gated = true;
-      await wait(Math.min(backoff.from * 2 ** Math.min(failures++, 10), backoff.to));
+      if (next === "gate") gate.shut();
+      await waitAbout(Math.min(backoff.from * 2 ** Math.min(failures++, 10), backoff.to));
     }
     running = false;
+    if (!closed) options.apart?.whenIdle();
   }
 
+  function start(): void {
+    if (running) return;
+    running = true;
+    // What else comes in this turn of the event loop, or until then, goes with it.
+    if (options.lingerMs > 0) void wait(options.lingerMs).then(run);
+    else setImmediate(() => void run());
+  }
+
+  if (options.apart) start();
   return {
     push(entry) {
+      if (isolated.size > 0) {
+        const apart = isolated.get(partitionOf(entry) ?? -1);
+        if (apart) {
+          apart.push(entry);
+          return;
+        }
+      }
       queue.push(entry);
-      if (running) return;
-      running = true;
-      // What else comes in this turn of the event loop goes with it.
-      setImmediate(() => void run());
+      start();
     },
-    isIdle: () => !running,
-    abandon() {
-      const rest = [...batches.flatMap((batch) => batch.entries), ...queue.slice(head)];
-      settle(rest, "closed");
-      abandoning.abort();
+    isIdle: () => !running && isolated.size === 0,
+    isShut: () => gate.isShut,
+    abandon(owner) {
+      const isOwn = (entry: Entry): boolean => entry.owner === owner;
+      const given = [...takeFromBatches(isOwn), ...takeFromQueue(isOwn)];
+      for (const entry of batches.flatMap(({ entries }) => entries)) {
+        if (!isOwn(entry)) continue;
+        given.push(entry);
+        entry.owner = nobody;
+      }
+      for (const entry of given) owner.settled(entry, "closed", lastFailure);
+      for (const lane of isolated.values()) lane.abandon(owner);
+    },
+    close() {
+      closed = true;
+      for (const lane of isolated.values()) lane.close();
       batches = [];
       queue = [];
       head = 0;

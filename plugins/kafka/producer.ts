@@ -2,25 +2,29 @@
  * Connects to Kafka, reconnects, replaces a kafkajs producer that has gone bad, and says in a {@link Failure} what became
  * of a batch.
  */
-import type { Health, Host } from "@sluice/kernel";
-import type { Admin, Message, Producer as KafkaProducer, RecordMetadata } from "kafkajs";
-import { createClient, createStickyPartitioner } from "./client.ts";
+import type { Clock, Health } from "@sluice/kernel";
+import type { Admin, Kafka, Message, Producer as KafkaProducer, RecordMetadata } from "kafkajs";
+import { compressionType, createStickyPartitioner } from "./client.ts";
 import { acksOf, brokersOf, type Config } from "./config.ts";
-import { judgeError, type Failure, type Reason } from "./failure.ts";
+import type { Entry } from "./entry.ts";
+import { judgeError, type Failure } from "./failure.ts";
+import { choosePartition, type Partition } from "./partitioner.ts";
+import type { Reporter } from "./reporter.ts";
 
 /** Milliseconds between attempts to connect: doubled from the first to the last, so that Kafka's return is soon seen. */
 const connectBackoff = { from: 50, to: 500 };
 /** Milliseconds of nothing but failures after which the producer is made anew, addresses looked up again. */
 const stuckAfterMs = 30_000;
-/** Milliseconds between two log lines about the same kind of trouble: an outage would write dozens a second. */
-const logEveryMs = 30_000;
-
 export interface Producer {
   /**
    * Resolves with nothing once every record is acknowledged as `acks` says; never rejects. One call per topic at a time,
    * since kafkajs reorders concurrent ones without an error.
    */
-  send(topic: string, records: Message[]): Promise<Failure | undefined>;
+  send(topic: string, records: Entry[]): Promise<Failure | undefined>;
+  /** Where a record for the topic would go; undefined while nothing is known of the topic. */
+  choosePartition(topic: string, key: string | null): number | undefined;
+  /** How many partitions the topic has, and how many brokers lead them; 0 while nothing is known of it. */
+  spread(topic: string): { readonly partitions: number; readonly leaders: number };
   /** Creates the topic first where the options say so. Nothing = it can be written. */
   probeTopic(topic: string): Promise<Failure | undefined>;
   /** Later sends get a new producer id: needed when a batch that may have been sent is given up. */
@@ -36,18 +40,23 @@ interface Generation {
   retired: boolean;
 }
 
-export function createProducer(config: Config, host: Host): Producer {
-  const { log, clock } = host;
+export interface ProducerDeps {
+  readonly kafka: Kafka;
+  readonly clock: Clock;
+  readonly reporter: Reporter;
+}
+
+export function createProducer(config: Config, { kafka, clock, reporter }: ProducerDeps): Producer {
   const acks = acksOf(config);
   const idempotent = config.idempotent ?? acks === -1;
   const brokers = brokersOf(config);
-  const labels = { filter: host.name };
-  const errors = host.metrics.counter("sluice_kafka_errors_total", "Failed sends and connects", ["filter", "reason"]);
-  const renewals = host.metrics
-    .counter("sluice_kafka_producer_renewals_total", "Producers replaced by a fresh one", ["filter"])
-    .with(labels);
-
-  const kafka = createClient(config, host);
+  const compression = compressionType(config.compression);
+  const createdBy = config.topic.create;
+  const partitionsByTopic = new Map<string, readonly Partition[]>();
+  const createPartitioner = createStickyPartitioner((topic, partitions) => {
+    if (partitionsByTopic.get(topic) !== partitions) partitionsByTopic.set(topic, partitions);
+  });
+  let round = 0;
 
   let current: Generation | undefined;
   let connecting: Promise<Generation | Failure> | undefined;
@@ -59,7 +68,6 @@ export function createProducer(config: Config, host: Host): Producer {
   let renewedAt = clock.now();
   let lastFailure: Failure | undefined;
   let everConnected = false;
-  const loggedAt = new Map<Reason, number>();
   const delays = new Set<() => void>();
 
   function delay(ms: number): Promise<void> {
@@ -76,28 +84,22 @@ export function createProducer(config: Config, host: Host): Producer {
   }
 
   function report(failure: Failure, topic?: string): Failure {
-    errors.inc({ ...labels, reason: failure.reason });
-    const now = clock.now();
-    if (failure.reason === "unconnected" || failure.reason === "unavailable") {
-      failingSince ??= now;
-      lastFailure = failure;
+    if (failure.reason === "unconnected" || failure.reason === "unavailable" || failure.reason === "internal") {
+      // One partition that is away is no outage: the others go on.
+      if (!failure.ofPartition) {
+        failingSince ??= clock.now();
+        lastFailure = failure;
+      }
     }
-    if (now - (loggedAt.get(failure.reason) ?? -Infinity) >= logEveryMs) {
-      loggedAt.set(failure.reason, now);
-      const advice = { brokers, reason: failure.reason, ...(topic === undefined ? {} : { topic }) };
-      log.warn(advice, `Kafka: ${failure.message}; records wait and are sent again`);
-    }
+    reporter.failed(failure, topic);
     return failure;
   }
 
   function recovered(): void {
     if (failingSince === undefined) return;
-    const outageMs = clock.now() - failingSince;
+    reporter.recovered(clock.now() - failingSince);
     failingSince = undefined;
     lastFailure = undefined;
-    loggedAt.delete("unconnected");
-    loggedAt.delete("unavailable");
-    log.info({ brokers, outageMs }, "Kafka: working again");
   }
 
   /** One attempt, shared by all who want it, paced by the failures before it. */
@@ -110,8 +112,8 @@ export function createProducer(config: Config, host: Host): Producer {
       if (closing.signal.aborted) return { reason: "unconnected", message: "the filter is closed" } satisfies Failure;
       const producer = kafka.producer({
         idempotent,
-        allowAutoTopicCreation: config.createTopics === "broker",
-        createPartitioner: createStickyPartitioner,
+        allowAutoTopicCreation: createdBy === "broker",
+        createPartitioner,
         // We retry ourselves. kafkajs wants at least one retry of an idempotent producer, but its retry would forget
         // the records whose leader has moved to a broker that had answered already: against NaN it never begins one.
         retry: { retries: idempotent ? Number.NaN : 0 },
@@ -121,7 +123,8 @@ export function createProducer(config: Config, host: Host): Producer {
       } catch (error) {
         connectFailures++;
         await disconnect(producer);
-        return report({ reason: "unconnected", message: `can't connect: ${judgeError(error).message}` });
+        const { message, broker } = judgeError(error);
+        return report({ reason: "unconnected", message: `can't connect: ${message}`, ...(broker ? { broker } : {}) });
       }
       connectFailures = 0;
       const generation: Generation = { producer, sending: 0, retired: false };
@@ -131,7 +134,7 @@ export function createProducer(config: Config, host: Host): Producer {
       }
       current = generation;
       renewedAt = clock.now();
-      if (!everConnected) log.info({ brokers }, "Kafka: connected");
+      if (!everConnected) reporter.connected();
       everConnected = true;
       // A producer that connects can't always send, so only the first connection counts as recovery.
       if (lastFailure?.reason === "unconnected") recovered();
@@ -147,19 +150,20 @@ export function createProducer(config: Config, host: Host): Producer {
     if (!old) return;
     current = undefined;
     old.retired = true;
-    renewals.inc();
+    reporter.renewed();
     if (old.sending === 0) void disconnect(old.producer);
   }
 
-  async function send(topic: string, records: Message[]): Promise<Failure | undefined> {
+  async function send(topic: string, records: Entry[]): Promise<Failure | undefined> {
     const generation = current ?? (await connect());
     if (!("producer" in generation)) return generation;
     generation.sending++;
     try {
       const answers = await generation.producer.send({
         topic,
-        messages: records,
+        messages: records as Message[],
         acks,
+        compression,
         timeout: config.requestTimeoutMs,
       });
       if (acks !== 0) refuseGaps(records, answers);
@@ -180,7 +184,8 @@ export function createProducer(config: Config, host: Host): Producer {
    * look at the metadata, so that no other topic can be written either: only a new producer is rid of it.
    */
   function wantsRenewal({ reason }: Failure): boolean {
-    if (reason === "unknownTopic" || reason === "unauthorized" || reason === "sequence") return true;
+    if (reason === "unknownTopic" || reason === "unauthorized") return true;
+    if (reason === "sequence" || reason === "internal") return true;
     if (reason !== "unavailable" || failingSince === undefined) return false;
     const now = clock.now();
     return now - failingSince > stuckAfterMs && now - renewedAt > stuckAfterMs;
@@ -194,20 +199,20 @@ export function createProducer(config: Config, host: Host): Producer {
         return made;
       })();
       const connected = await admin;
-      if (config.createTopics === "create") {
-        const { partitions, replicationFactor } = config.newTopic;
+      if (typeof createdBy === "object") {
+        const { partitions = -1, replicationFactor = -1 } = createdBy;
         // Resolves with false for one that exists.
         const created = await connected.createTopics({
           topics: [{ topic, numPartitions: partitions, replicationFactor }],
         });
-        if (created) log.info({ topic }, "Kafka: topic created");
+        if (created) reporter.created(topic);
       }
       await connected.fetchTopicMetadata({ topics: [topic] });
       return undefined;
     } catch (error) {
       const failure = judgeError(error);
       // About the topic, or a connection that is no longer good (kafkajs then fails with a TypeError of its own).
-      if (failure.reason === "unavailable" || failure.reason === "invalidRecord") {
+      if (failure.reason === "unavailable" || failure.reason === "internal") {
         const broken = admin;
         admin = undefined;
         void broken?.then(disconnect).catch(() => undefined);
@@ -225,15 +230,28 @@ export function createProducer(config: Config, host: Host): Producer {
 
   return {
     send,
+    choosePartition(topic, key) {
+      const partitions = partitionsByTopic.get(topic);
+      return partitions && choosePartition(key, partitions, round++);
+    },
+    spread(topic) {
+      const partitions = partitionsByTopic.get(topic) ?? [];
+      return { partitions: partitions.length, leaders: new Set(partitions.map(({ leader }) => leader)).size };
+    },
     probeTopic,
     renew,
     health() {
       if (lastFailure) {
         const seconds = Math.round((clock.now() - (failingSince ?? clock.now())) / 1000);
-        return { ok: false, detail: `Kafka at ${brokers.join(", ")}: ${lastFailure.message} (for ${seconds} s)` };
+        return {
+          ok: false,
+          detail: `failing: Kafka at ${brokers.join(", ")}: ${lastFailure.message} (for ${seconds} s)`,
+        };
       }
-      const detail = `Kafka at ${brokers.join(", ")}: ${everConnected ? "connected" : "connecting"}`;
-      return { ok: everConnected, detail };
+      const detail = `Kafka at ${brokers.join(", ")}`;
+      return everConnected
+        ? { ok: true, detail: `connected: ${detail}` }
+        : { ok: false, detail: `connecting: ${detail}` };
     },
     async close() {
       closing.abort();
@@ -253,7 +271,7 @@ async function disconnect(client: KafkaProducer | Admin): Promise<void> {
 }
 
 /** Nothing is taken as acknowledged that no broker has answered for. */
-function refuseGaps(records: Message[], answers: RecordMetadata[]): void {
+function refuseGaps(records: readonly Entry[], answers: RecordMetadata[]): void {
   const answered = new Set(answers.map(({ partition }) => partition));
   const missing = records.find(({ partition }) => partition === undefined || !answered.has(partition));
   if (missing) throw new Error(`no answer for partition ${missing.partition}`);

@@ -1,27 +1,24 @@
 /** From a packet to the record that Kafka gets. */
 import type { FilterContext } from "@sluice/kernel";
+import type { AddedHeaders } from "./added-headers.ts";
 import type { Config } from "./config.ts";
+import { compileTemplate, createScope, isTemplate, type Template, type TemplateScope } from "./template.ts";
 
-/** A record on its way to Kafka. The first members are what kafkajs reads of a message. */
-export interface Entry {
+export type Headers = Record<string, string | Buffer>;
+
+/** What of a record comes from the packet; also what the disk buffer keeps. */
+export interface Content {
+  readonly topic: string;
   readonly key: string | null;
   readonly value: Buffer;
-  readonly headers: Record<string, string | Buffer>;
+  readonly headers: Headers;
   /** Milliseconds since the epoch, as Kafka's clients write it: when the packet came, not when it was sent. */
   readonly timestamp: string;
-  /** Set when the record is first sent, so that a batch sent again is the same batch (see lane.ts). */
-  partition?: number;
+  /** Undefined: by the key. */
+  readonly partition: number | undefined;
   /** Estimated size in a record batch. */
   readonly bytes: number;
-  /** Milliseconds since the epoch after which it is given up. */
-  readonly expiresAt: number;
-  /** Nothing, or the name of a result. */
-  resolve(result?: string): void;
-  reject(error: Error): void;
 }
-
-/** What of an entry comes from the packet. */
-export type Content = Pick<Entry, "key" | "value" | "headers" | "bytes"> & { readonly topic: string };
 
 const legalTopic = /^[a-zA-Z0-9._-]{1,249}$/;
 /** Length, attributes, deltas and counts: at most 5+1+10+5+5+5+5 bytes, and for each header 5+5. */
@@ -29,9 +26,21 @@ const recordOverhead = 36;
 const headerOverhead = 10;
 
 /** Content, or the name of the result. Reads `config` once: what it returns is on the hot path. */
-export function createRecordBuilder(config: Config): (ctx: FilterContext) => Content | string {
+export function createRecordBuilder(
+  config: Config,
+  added: AddedHeaders,
+): (ctx: FilterContext, now: number) => Content | string {
   const { topicKey, headerKey, payloadKey } = config.mqtt;
   const { key: keyOption } = config;
+  const keyTemplate = isTemplate(keyOption) ? compileTemplate(keyOption) : undefined;
+  const topicTemplate = config.topic.template === undefined ? undefined : compileTemplate(config.topic.template);
+  const headerTemplates = Object.entries(config.headers).map(([name, text]) => [name, compileTemplate(text)] as const);
+  const timestampTemplate = config.timestamp === undefined ? undefined : compileTemplate(config.timestamp);
+  const { partition } = config;
+  const partitionTemplate = typeof partition === "string" ? compileTemplate(partition) : undefined;
+  const isTemplated = [keyTemplate, topicTemplate, timestampTemplate, partitionTemplate, ...headerTemplates].some(
+    Boolean,
+  );
 
   function chooseKey(ctx: FilterContext): string | null {
     if (keyOption === "clientId") return ctx.client.id;
@@ -39,7 +48,8 @@ export function createRecordBuilder(config: Config): (ctx: FilterContext) => Con
     return keyOption === "topic" && ctx.type === "Publish" ? ctx.packet.topic : null;
   }
 
-  return (ctx) => {
+  return (ctx, now) => {
+    const scope = isTemplated ? createScope(ctx) : undefined;
     let topic = config.topic.default;
     if (topicKey !== undefined) {
       const found = ctx.data.get(topicKey);
@@ -47,10 +57,12 @@ export function createRecordBuilder(config: Config): (ctx: FilterContext) => Con
       const isDefault = found === undefined && ctx.data.has(topicKey);
       if (!isDefault) {
         if (typeof found !== "string" || found === "") return "getDataFailed";
-        if (!isLegalTopic(found)) return "illegalTopic";
         topic = found;
       }
+    } else if (topicTemplate && scope) {
+      topic = topicTemplate(scope) || topic;
     }
+    if (topic !== config.topic.default && !isLegalTopic(topic)) return "illegalTopic";
 
     const value =
       payloadKey === undefined
@@ -61,17 +73,37 @@ export function createRecordBuilder(config: Config): (ctx: FilterContext) => Con
     if (value === undefined) return "getDataFailed";
 
     // No prototype, so that a header may be called `__proto__`.
-    const headers: Record<string, string | Buffer> = Object.create(null) as Record<string, string | Buffer>;
+    const headers: Headers = Object.create(null) as Headers;
+    added.beforeOwn?.(headers, ctx);
     headers["clientID"] = ctx.client.id;
     if (ctx.client.username !== undefined) headers["username"] = ctx.client.username;
     if (ctx.type === "Publish") headers["mqttTopic"] = ctx.packet.topic;
+    added.afterOwn?.(headers, ctx, now);
+    if (scope) {
+      for (const [name, render] of headerTemplates) {
+        const text = render(scope);
+        if (text !== "") headers[name] = text;
+      }
+    }
     if (headerKey !== undefined && !addHeaders(headers, ctx.data.get(headerKey))) return "getDataFailed";
 
-    const key = chooseKey(ctx);
+    let key: string | null;
+    let timestamp = String(now);
+    let chosen = typeof partition === "number" ? partition : undefined;
+    if (scope) {
+      key = keyTemplate ? keyTemplate(scope) || null : chooseKey(ctx);
+      const time = renderNumber(timestampTemplate, scope, readTime);
+      const number = renderNumber(partitionTemplate, scope, readPartition);
+      if (time === false || number === false) return "getDataFailed";
+      if (time !== undefined) timestamp = String(time);
+      chosen = number ?? chosen;
+    } else {
+      key = chooseKey(ctx);
+    }
     let bytes = recordOverhead + value.length + (key === null ? 0 : Buffer.byteLength(key));
     for (const name in headers)
       bytes += headerOverhead + Buffer.byteLength(name) + Buffer.byteLength(headers[name] ?? "");
-    return { topic, key, value, headers, bytes };
+    return { topic, key, value, headers, timestamp, partition: chosen, bytes };
   };
 }
 
@@ -79,11 +111,32 @@ export function isLegalTopic(name: string): boolean {
   return legalTopic.test(name) && name !== "." && name !== "..";
 }
 
+/** Undefined where it renders empty, false where to no such number. */
+function renderNumber(
+  template: Template | undefined,
+  scope: TemplateScope,
+  read: (text: string) => number,
+): number | false | undefined {
+  const text = template?.(scope).trim() ?? "";
+  if (text === "") return undefined;
+  const number = read(text);
+  return Number.isSafeInteger(number) && number >= 0 && number < 8.64e15 ? number : false;
+}
+
+/** Milliseconds since the epoch, or a date as ISO 8601 writes it. */
+function readTime(text: string): number {
+  return /^\d+(\.\d+)?$/.test(text) ? Math.floor(Number(text)) : Date.parse(text);
+}
+
+function readPartition(text: string): number {
+  return /^\d{1,9}$/.test(text) ? Number(text) : Number.NaN;
+}
+
 /**
  * False where a value is neither text nor bytes. One undefined, null or number among the headers of one record would
  * make kafkajs fail the whole batch with a TypeError, so it must not come so far.
  */
-function addHeaders(headers: Record<string, string | Buffer>, found: unknown): boolean {
+function addHeaders(headers: Headers, found: unknown): boolean {
   if (typeof found !== "object" || found === null) return false;
   for (const [name, value] of Object.entries(found)) {
     const text = typeof value === "string" ? value : toBuffer(value);

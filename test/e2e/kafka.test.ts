@@ -161,6 +161,44 @@ test("L9: a record for a topic that Kafka does not allow is not acknowledged", o
   assert.deepEqual(await client.flush(), []);
 });
 
+test("a record that Kafka refuses goes behind jumpIf, with the reason, and its PUBACK comes", options, async (t) => {
+  const [topic, dead] = [`jump-${randomUUID()}`, `dead-${randomUUID()}`];
+  await kafka().createTopic(topic);
+  await kafka().createTopic(dead);
+  const sink = { kind: "KafkaMQTT", backend: kafka().brokers };
+  const rules = [{ when: { packetType: "Publish" }, pipeline: "publish" }];
+  const gateway = await startTestGateway(
+    toYaml([
+      { kind: "MQTTProxy", name: "mqttproxy", host: "127.0.0.1", port: 0, maxPacketBytes: 4_000_000, rules },
+      {
+        kind: "Pipeline",
+        name: "publish",
+        flow: [{ filter: "sink", jumpIf: { "": "END", recordTooLarge: "short" } }, { filter: "short" }],
+        filters: [
+          { name: "sink", ...sink, topic: { default: topic } },
+          // Compressed, it is small enough.
+          { name: "short", ...sink, topic: { default: dead }, mqtt: { headerKey: "kafka-error" }, compression: "gzip" },
+        ],
+      },
+    ]),
+  );
+  t.after(() => gateway.stop());
+  const client = await connectAsync(gateway.url(), { clientId: "dev", reconnectPeriod: 0 });
+  for (const payload of ["before", "x".repeat(2_000_000), "after"]) await client.publishAsync("a", payload, { qos: 1 });
+  await client.endAsync();
+  assert.deepEqual(
+    (await kafka().consume(topic)).map(({ value }) => String(value)),
+    ["before", "after"],
+  );
+  const [letter] = await kafka().consume(dead);
+  assert.equal(letter?.value.length, 2_000_000);
+  const { error, errorTopic, errorFilter } = letter?.headers ?? {};
+  assert.deepEqual(
+    { error, errorTopic, errorFilter },
+    { error: "recordTooLarge", errorTopic: topic, errorFilter: "publish/sink" },
+  );
+});
+
 test("L6, L7: a gateway starts while Kafka is away, and acknowledges nothing meanwhile", options, async (t) => {
   const [, auth, publish] = await documentsOf("test/fixtures/doc-yaml/mqttproxy.yaml");
   // Nothing listens on port 1.

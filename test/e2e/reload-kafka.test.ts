@@ -38,7 +38,7 @@ interface Running {
   readonly write: (text: string) => Promise<void>;
 }
 
-async function start(t: TestContext): Promise<Running> {
+async function start(t: TestContext, more: object = {}): Promise<Running> {
   const topic = `reload-${randomUUID()}`;
   await kafka().createTopic(topic);
   const folder = await mkdtemp(join(tmpdir(), "sluice-reload-kafka-"));
@@ -65,6 +65,7 @@ async function start(t: TestContext): Promise<Running> {
             backend: kafka().brokers,
             topic: { default: topic },
             maxBatchBytes,
+            ...more,
           },
         ],
       },
@@ -188,3 +189,31 @@ test(
     t.diagnostic(`${total} records through 6 changes of the producer`);
   },
 );
+
+test("a buffered filter replaced 4 times under load: all is acknowledged, sent, and in order", options, async (t) => {
+  const { gateway, change, topic } = await start(t, { ack: "buffered", buffer: { dir: "buffer" } });
+  const url = `mqtt://127.0.0.1:${gateway.port}`;
+  const connect = (n: number) => mqtt.connectAsync(url, { clientId: `c${n}`, reconnectPeriod: 0 });
+  const clients = await Promise.all(Array.from({ length: 5 }, (_, n) => connect(n)));
+  let isOver = false;
+  const publishing = clients.map(async (client) => {
+    let count = 0;
+    while (!isOver) {
+      await Promise.all(Array.from({ length: 20 }, () => client.publishAsync("a", String(count++), { qos: 1 })));
+    }
+    return count;
+  });
+  for (let n = 1; n <= 4; n++) await change({ maxBatchBytes: 1_000_000 - n * 100_000 });
+  isOver = true;
+  const sent = await Promise.all(publishing);
+  await Promise.all(clients.map((client) => client.endAsync()));
+  await eventually(() => gateway.metric("sluice_kafka_buffer_records"), 0, 20_000);
+  const records = await kafka().consume(topic);
+  for (const [n, count] of sent.entries()) {
+    const numbers = records.filter(({ key }) => key === `c${n}`).map(({ value }) => Number(String(value)));
+    assert.deepEqual(
+      [...new Set(numbers)],
+      Array.from({ length: count }, (_, index) => index),
+    );
+  }
+});

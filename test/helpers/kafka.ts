@@ -12,7 +12,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { promisify } from "node:util";
-import { Kafka as KafkaJs, logLevel, type Admin } from "kafkajs";
+import { Kafka as KafkaJs, logLevel, type Admin, type ITopicConfig } from "kafkajs";
 import { stopIdleTimer } from "../../plugins/kafka/client.ts";
 
 const execute = promisify(execFile);
@@ -37,6 +37,8 @@ export interface KafkaRecord {
 export interface Kafka {
   /** `host:port` of each broker. */
   readonly brokers: string[];
+  /** `host:port` of the second listener, as clients of it are told, where `secondListener` asked for one. */
+  readonly second: string[];
   /** False where the broker was found running: then `kill`, `restart`, `pause` and `resume` throw. */
   readonly owned: boolean;
   /** Ends the broker, if owned, and removes its data. */
@@ -49,6 +51,12 @@ export interface Kafka {
   pause(): void;
   resume(): void;
   createTopic(topic: string, partitions?: number, config?: Record<string, string>): Promise<void>;
+  /** One partition for each entry, on the nodes that it lists. */
+  createAssignedTopic(topic: string, replicas: number[][]): Promise<void>;
+  /** Runs a command line tool of Kafka's, `--bootstrap-server` added, and resolves with what it prints. */
+  tool(mainClass: string, args: readonly string[]): Promise<string>;
+  /** The broker with the id 2, where `nodes` asked for one. */
+  readonly secondNode: { kill(): Promise<void>; restart(): Promise<void> };
   /** Resolves when the topic is no longer listed. */
   deleteTopic(topic: string): Promise<void>;
   listTopics(): Promise<string[]>;
@@ -63,16 +71,24 @@ export interface StartOptions {
   readonly own?: boolean;
   /** Lines for server.properties; implies `own`. */
   readonly config?: Readonly<Record<string, string>>;
+  /**
+   * A second listener, named SECOND: called with its port, answers with the port that its clients are told, for instance
+   * of a proxy in front of it. Implies `own`.
+   */
+  readonly secondListener?: (port: number) => number | Promise<number>;
+  /** 2: another broker, with the id 2. Implies `own`. */
+  readonly nodes?: 1 | 2;
 }
 
 /** Undefined where no Kafka can be had: `test("...", { skip: !kafka }, ...)`. */
 export async function startKafka(options: StartOptions = {}): Promise<Kafka | undefined> {
   const offered = process.env["SLUICE_TEST_KAFKA"] ?? process.env["KAFKA_BROKERS"];
-  if (offered && !options.own && !options.config) {
+  if (offered && !options.own && !options.config && !options.secondListener && !options.nodes) {
     const client = createClient(offered.split(",").map((each) => each.trim()));
     const refuseLater = async () => refuse();
-    const control = { kill: refuseLater, restart: refuseLater, pause: refuse, resume: refuse };
-    return { ...client, owned: false, stop: () => client.disconnect(), ...control };
+    const control = { kill: refuseLater, restart: refuseLater, pause: refuse, resume: refuse, tool: refuseLater };
+    const secondNode = { kill: refuseLater, restart: refuseLater };
+    return { ...client, second: [], owned: false, stop: () => client.disconnect(), ...control, secondNode };
   }
   const missing = await missingTools();
   if (missing) {
@@ -81,7 +97,7 @@ export async function startKafka(options: StartOptions = {}): Promise<Kafka | un
     process.stderr.write(`Kafka tests skipped: ${message}\n`);
     return undefined;
   }
-  return startOwn(await installJars(), options.config ?? {});
+  return startOwn(await installJars(), options);
 }
 
 async function missingTools(): Promise<string | undefined> {
@@ -217,10 +233,12 @@ function properties(
     .join("");
 }
 
-async function startOwn(jars: string, config: Readonly<Record<string, string>>): Promise<Kafka> {
+async function startOwn(jars: string, { config = {}, secondListener, nodes = 1 }: StartOptions): Promise<Kafka> {
   const folder = await mkdtemp(join(tmpdir(), "sluice-kafka-"));
   const file = join(folder, "server.properties");
   let port = 0;
+  let controllerPort = 0;
+  let second: string[] = [];
   let child: ChildProcess | undefined;
 
   async function run(): Promise<void> {
@@ -229,10 +247,7 @@ async function startOwn(jars: string, config: Readonly<Record<string, string>>):
   async function end(): Promise<void> {
     const ending = child;
     child = undefined;
-    if (!ending || ending.exitCode !== null || ending.signalCode !== null) return;
-    const exited = new Promise((resolve) => ending.once("exit", resolve));
-    ending.kill("SIGKILL");
-    await exited;
+    await endProcess(ending);
   }
   function signal(name: NodeJS.Signals): void {
     if (!child) throw new Error("the broker does not run");
@@ -243,19 +258,43 @@ async function startOwn(jars: string, config: Readonly<Record<string, string>>):
     port = await freePort();
     await rm(join(folder, "data"), { recursive: true, force: true });
     await cp(join(jars, "data"), join(folder, "data"), { recursive: true });
-    await writeFile(file, properties(join(folder, "data"), port, await freePort(), config));
+    controllerPort = await freePort();
+    const listeners = secondListener ? await nameSecond(port, controllerPort) : {};
+    await writeFile(file, properties(join(folder, "data"), port, controllerPort, { ...listeners, ...config }));
     // Another process may take the port between the probe and the bind.
     await run().catch((error: unknown) => {
       if (attempt === 3) throw error;
     });
   }
 
+  async function nameSecond(first: number, controller: number): Promise<Record<string, string>> {
+    const own = await freePort();
+    const told = (await secondListener?.(own)) ?? own;
+    second = [`127.0.0.1:${told}`];
+    const host = "127.0.0.1";
+    return {
+      listeners: `PLAINTEXT://${host}:${first},SECOND://${host}:${own},CONTROLLER://${host}:${controller}`,
+      "advertised.listeners": `PLAINTEXT://${host}:${first},SECOND://${host}:${told}`,
+      "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,SECOND:PLAINTEXT,CONTROLLER:PLAINTEXT",
+    };
+  }
+
+  const secondNode = await prepareSecondNode(jars, folder, controllerPort, config);
+  if (nodes === 2) await secondNode.restart();
   const client = createClient([`127.0.0.1:${port}`]);
   return {
     ...client,
+    second,
+    secondNode,
     owned: true,
+    async tool(mainClass, args) {
+      const flags = ["-XX:TieredStopAtLevel=1", "-cp", join(jars, "libs", "*"), mainClass];
+      const { stdout } = await execute("java", [...flags, "--bootstrap-server", `127.0.0.1:${port}`, ...args]);
+      return stdout;
+    },
     async stop() {
       await client.disconnect();
+      await secondNode.kill();
       await end();
       await rm(folder, { recursive: true, force: true });
     },
@@ -266,6 +305,44 @@ async function startOwn(jars: string, config: Readonly<Record<string, string>>):
     },
     pause: () => signal("SIGSTOP"),
     resume: () => signal("SIGCONT"),
+  };
+}
+
+async function endProcess(ending: ChildProcess | undefined): Promise<void> {
+  if (!ending || ending.exitCode !== null || ending.signalCode !== null) return;
+  const exited = new Promise((resolve) => ending.once("exit", resolve));
+  ending.kill("SIGKILL");
+  await exited;
+}
+
+/** A broker beside the first, which is the controller of both. */
+async function prepareSecondNode(
+  jars: string,
+  folder: string,
+  controllerPort: number,
+  config: Readonly<Record<string, string>>,
+): Promise<Kafka["secondNode"]> {
+  const data = join(folder, "data-2");
+  const file = join(folder, "server-2.properties");
+  let child: ChildProcess | undefined;
+  return {
+    async kill() {
+      await endProcess(child);
+    },
+    async restart() {
+      await endProcess(child);
+      if (!existsSync(file)) {
+        await mkdir(data);
+        const meta = await readFile(join(jars, "data", "meta.properties"), "utf8");
+        const own = meta.replace(/^node\.id=.*$/m, "node.id=2").replace(/^directory\.id=.*\n/m, "");
+        await writeFile(join(data, "meta.properties"), own);
+        const port = await freePort();
+        const listeners = `PLAINTEXT://127.0.0.1:${port}`;
+        const differing = { "process.roles": "broker", "node.id": "2", listeners };
+        await writeFile(file, properties(data, port, controllerPort, { ...config, ...differing }));
+      }
+      child = await runBroker(jars, file);
+    },
   };
 }
 
@@ -316,7 +393,7 @@ async function runBroker(jars: string, file: string): Promise<ChildProcess> {
   return child;
 }
 
-async function freePort(): Promise<number> {
+export async function freePort(): Promise<number> {
   for (let attempt = 0; attempt < 100; attempt++) {
     const port = portRange.from + Math.floor(Math.random() * (portRange.to - portRange.from));
     const free = await new Promise<boolean>((resolve) => {
@@ -348,9 +425,31 @@ function createClient(brokers: string[]) {
     return connecting;
   }
 
+  /** kafkajs waits for the leaders, but takes a topic that is not known everywhere yet for an error. */
+  async function create(topic: ITopicConfig): Promise<void> {
+    const connected = await admin();
+    await connected.createTopics({ topics: [topic], waitForLeaders: false });
+    const isLed = async (): Promise<boolean> => {
+      const { topics } = await connected.fetchTopicMetadata({ topics: [topic.topic] });
+      // That a broker leads a partition is known before the broker itself knows it.
+      await connected.fetchTopicOffsets(topic.topic);
+      return topics[0]?.partitions.every(({ leader }) => leader >= 0) ?? false;
+    };
+    while (!(await isLed().catch(() => false))) await sleep(20);
+  }
+
   async function endOffsets(topic: string): Promise<Map<number, number>> {
-    const offsets = await (await admin()).fetchTopicOffsets(topic);
-    return new Map(offsets.map((each) => [each.partition, Number(each.high)]));
+    const connected = await admin();
+    // A broker that has just started, or a topic just made, may not be led yet.
+    for (let attempt = 0; ; attempt++) {
+      try {
+        const offsets = await connected.fetchTopicOffsets(topic);
+        return new Map(offsets.map((each) => [each.partition, Number(each.high)]));
+      } catch (error) {
+        if (attempt === 50) throw error;
+        await sleep(100);
+      }
+    }
   }
 
   async function consume(
@@ -404,7 +503,11 @@ function createClient(brokers: string[]) {
     consume,
     async createTopic(topic: string, partitions = 4, config: Record<string, string> = {}) {
       const configEntries = Object.entries(config).map(([name, value]) => ({ name, value }));
-      await (await admin()).createTopics({ topics: [{ topic, numPartitions: partitions, configEntries }] });
+      await create({ topic, numPartitions: partitions, configEntries });
+    },
+    async createAssignedTopic(topic: string, replicas: number[][]) {
+      const replicaAssignment = replicas.map((nodes, partition) => ({ partition, replicas: nodes }));
+      await create({ topic, replicaAssignment });
     },
     async deleteTopic(topic: string) {
       const connected = await admin();

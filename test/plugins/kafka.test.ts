@@ -1,7 +1,7 @@
 /** KafkaMQTT against a real Kafka, whose records are read back. */
 import assert from "node:assert/strict";
 import { randomUUID } from "node:crypto";
-import { createServer } from "node:net";
+import { createServer, Socket } from "node:net";
 import { after, before, test } from "node:test";
 import type { Filter, FilterContext, FilterResult } from "../../kernel/plugin.ts";
 import kind from "../../plugins/kafka/index.ts";
@@ -251,7 +251,7 @@ test("where a topic's limit is below ours, batches are divided until they fit", 
 
 test("a deleted topic holds up no other, and is written again when it is back", options, async () => {
   const [lost, kept] = [await createTopic(), await createTopic()];
-  await using built = await build({ topic: { default: kept }, mqtt: { topicKey: "topic" }, createTopics: "never" });
+  await using built = await build({ topic: { default: kept, create: "never" }, mqtt: { topicKey: "topic" } });
   const publish = (topic: string, payload: string) =>
     handle(built.filter, createPublishContext({ payload, data: { topic } }));
   await Promise.all([publish(lost, "1"), publish(kept, "1")]);
@@ -279,7 +279,7 @@ test("a deleted topic holds up no other, and is written again when it is back", 
   assert.ok(built.host.logs.filter((line) => line.level === "warn").length <= 2, "the log is not flooded");
 });
 
-test("createTopics: the broker, this filter or nobody", options, async () => {
+test("topic.create: the broker, this filter or nobody", options, async () => {
   const publish = (built: Built) => handle(built.filter, createPublishContext());
   const byBroker = `t-${randomUUID()}`;
   await using leaving = await build({ topic: { default: byBroker } });
@@ -287,16 +287,36 @@ test("createTopics: the broker, this filter or nobody", options, async () => {
   assert.equal((await kafka.consume(byBroker)).length, 1);
 
   const byUs = `t-${randomUUID()}`;
-  await using creating = await build({ topic: { default: byUs }, createTopics: "create", newTopic: { partitions: 3 } });
+  await using creating = await build({ topic: { default: byUs, create: { partitions: 3 } } });
   await publish(creating);
   assert.equal((await kafka.endOffsets(byUs)).size, 3);
 
   const byNobody = `t-${randomUUID()}`;
-  const never = { topic: { default: byNobody }, createTopics: "never", deliveryTimeoutMs: 400 };
+  const never = { topic: { default: byNobody, create: "never" }, deliveryTimeoutMs: 400 };
   await using refusing = await build(never);
   await assert.rejects(publish(refusing), new RegExp(`topic ${byNobody} within 400 ms \\(last: .*topic-partition`));
   assert.ok(!(await kafka.listTopics()).includes(byNobody));
   assert.equal(await refusing.host.metricValue("sluice_kafka_records_failed_total", { reason: "expired" }), 1);
+});
+
+test("rule 12: an idle producer rests, warns of nothing, and its sockets send at once", options, async (t) => {
+  const topic = await createTopic(1);
+  const sent = t.mock.method(Socket.prototype, "setNoDelay");
+  const warnings: Error[] = [];
+  const warned = (warning: Error) => void warnings.push(warning);
+  process.on("warning", warned);
+  t.after(() => process.removeListener("warning", warned));
+  await using built = await build({ topic: { default: topic } });
+  await Promise.all(Array.from({ length: 10 }, () => handle(built.filter, createPublishContext())));
+  assert.ok(sent.mock.calls.some(({ arguments: [noDelay] }) => noDelay === true));
+  const timers = t.mock.method(globalThis, "setTimeout");
+  await new Promise((resolve) => setImmediate(resolve));
+  const idleFrom = timers.mock.callCount();
+  const until = performance.now() + 500;
+  while (performance.now() < until) await new Promise((resolve) => setImmediate(resolve));
+  // A plain kafkajs makes one a millisecond.
+  assert.ok(timers.mock.callCount() - idleFrom < 20, `${timers.mock.callCount() - idleFrom} timers in half a second`);
+  assert.deepEqual(warnings, []);
 });
 
 test("acks: leader and none", options, async () => {
