@@ -33,7 +33,7 @@ export function optionRows(
     return [
       {
         option: `${prefix}${name}`,
-        type: typeOf(option),
+        type: typeOf(option, root),
         isRequired: required.includes(name),
         standard: isMapOfOptions ? undefined : option["default"],
         description: typeof description === "string" ? description : undefined,
@@ -54,16 +54,16 @@ function resolve(schema: Schema, root: Schema): Schema {
 
 const names: Readonly<Record<string, string>> = { object: "map", array: "list", integer: "whole number" };
 
-function typeOf(schema: Schema): string {
+function typeOf(schema: Schema, root: Schema): string {
   const values = schema["enum"] as unknown[] | undefined;
   if (values) return values.map((value) => `\`${String(value)}\``).join(", ");
   const type = schema["type"];
   if (type === "array") {
-    const items = typeOf((schema["items"] ?? {}) as Schema);
+    const items = typeOf(resolve((schema["items"] ?? {}) as Schema, root), root);
     return items === "map" ? "list of maps" : `list of ${items}s`;
   }
   if (typeof type === "string") return names[type] ?? type;
-  if (Array.isArray(type)) return type.map((each) => typeOf({ type: each as string })).join(" or ");
+  if (Array.isArray(type)) return type.map((each) => typeOf({ type: each as string }, root)).join(" or ");
   const branches = schema["anyOf"] as Schema[] | undefined;
-  return branches ? branches.map(typeOf).join(" or ") : "any";
+  return branches ? branches.map((branch) => typeOf(branch, root)).join(" or ") : "any";
 }

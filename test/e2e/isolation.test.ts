@@ -121,7 +121,7 @@ describe("an isolated filter", () => {
   test("of the bundled ones: authentication, mapping and files in threads of their own", async (t) => {
     const text = await readFile(join(import.meta.dirname, "../../config/sluice.yaml"), "utf8");
     const isolated = text
-      .replace("dir: ../data", "dir: data")
+      .replaceAll("dir: ../data", "dir: data")
       .replaceAll(/^( +)(- name: \S+)\n(?= +kind: )/gm, "$1$2\n$1  isolate: worker\n");
     assert.ok(isolated.split("isolate: worker").length > 3);
     const env = { SLUICE_MQTT_PORT: "0" };

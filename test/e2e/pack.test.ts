@@ -35,7 +35,8 @@ after(async () => {
 
 test("the distribution and every package of it are packed", () => {
   assert.ok(bundled.length >= 6);
-  assert.deepEqual(published.names, ["sluice", ...bundled].toSorted());
+  const kit = ["@sluice/testkit", "create-sluice-plugin"];
+  assert.deepEqual(published.names, ["sluice", ...bundled, ...kit].toSorted());
 });
 
 for (const name of ["sluice", ...bundled]) {

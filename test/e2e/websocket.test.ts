@@ -1,4 +1,4 @@
-/** MQTT over WebSocket: the upgrade, frames of any shape, and what ends the connection. [MQTT-6] */
+/** MQTT over WebSocket (section 6 of both specifications): the upgrade, frames of any shape, what ends the connection. */
 import assert from "node:assert/strict";
 import { connect as connectTcp } from "node:net";
 import { suite, test } from "node:test";
