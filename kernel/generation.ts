@@ -88,6 +88,7 @@ export async function buildGeneration(running: Generation, spec: Spec, workshop:
           metrics: source.metrics,
           log: source.log.child({ proxy: wanted.name }),
           clock: workshop.clock,
+          version: source.shared.about().version,
         });
       const change = await located(spec, { family: "proxy", name: wanted.name }, proxy.prepare(wanted));
       built.push({ name: wanted.name, close: () => Promise.resolve(change.rollback()) });

@@ -5,7 +5,17 @@ import type { StoreCounts } from "./store.ts";
 
 type Cell = { inc(by?: number): void };
 
+/** Since the proxy was made. */
+export interface ProxyTotals {
+  readonly packetsReceived: number;
+  readonly packetsSent: number;
+  readonly messagesReceived: number;
+  readonly messagesSent: number;
+  readonly messagesDropped: number;
+}
+
 export interface ProxyMetrics {
+  readonly totals: ProxyTotals;
   received(type: string): void;
   sent(type: string): void;
   messageIn(): void;
@@ -57,13 +67,33 @@ export function createProxyMetrics(
   gauge("sluice_retained_messages", "Topics with a retained message.", () => read().retained);
   gauge("sluice_retained_bytes", "Bytes of the retained messages.", () => read().retainedBytes);
 
+  const totals = { packetsReceived: 0, packetsSent: 0, messagesReceived: 0, messagesSent: 0, messagesDropped: 0 };
+  const received = by("sluice_packets_received_total", "MQTT packets received, by type.", "type");
   const sent = by("sluice_packets_sent_total", "MQTT packets sent, by type.", "type");
+  const messageIn = one("sluice_messages_in_total", "Messages taken from clients, their wills and the HTTP endpoint.");
   const delivered = one("sluice_messages_out_total", "Messages sent to subscribers, resends not counted.");
+  const dropped = by(
+    "sluice_messages_dropped_total",
+    "Messages that reached no sink or subscriber, by reason.",
+    "reason",
+  );
   return {
-    received: by("sluice_packets_received_total", "MQTT packets received, by type.", "type"),
-    sent,
-    messageIn: one("sluice_messages_in_total", "Messages taken from clients, their wills and the HTTP endpoint."),
+    totals,
+    received(type) {
+      totals.packetsReceived++;
+      received(type);
+    },
+    sent(type) {
+      totals.packetsSent++;
+      sent(type);
+    },
+    messageIn() {
+      totals.messagesReceived++;
+      messageIn();
+    },
     delivered() {
+      totals.messagesSent++;
+      totals.packetsSent++;
       delivered();
       sent("publish");
     },
@@ -76,7 +106,10 @@ export function createProxyMetrics(
       "sluice_publishes_repeated_total",
       "QoS 2 PUBLISH packets that had come before, and were not handled again.",
     ),
-    dropped: by("sluice_messages_dropped_total", "Messages that reached no sink or subscriber, by reason.", "reason"),
+    dropped(reason, count = 1) {
+      totals.messagesDropped += count;
+      dropped(reason, count);
+    },
     withheld: by(
       "sluice_publishes_unacknowledged_total",
       "PUBLISH packets of QoS 1 and 2 that got no ack, by reason.",

@@ -24,6 +24,7 @@ import { firstError } from "./reasons.ts";
 import type { DrainSpec, ProxySpec } from "./spec.ts";
 import { withReceipts } from "./receipts.ts";
 import type { Awaitable, PublishOptions, Store } from "./store.ts";
+import { createSysTopics } from "./sys-topics.ts";
 import { createThrottle } from "./throttle.ts";
 import { topicNameProblem } from "./topics.ts";
 import { createWills } from "./will.ts";
@@ -63,6 +64,8 @@ export interface ProxyDeps {
   readonly metrics: Metrics & { scoped(signal: AbortSignal): Metrics };
   readonly log: Logger;
   readonly clock: Clock;
+  /** Of the gateway. */
+  readonly version: string;
 }
 
 /** Connections that have not been admitted yet, and as many that don't speak MQTT yet; more are closed at once. */
@@ -114,6 +117,20 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
   let lastWords = 0;
   let quiet: (() => void) | undefined;
   const wills = createWills(deps.clock);
+  const startedAt = now();
+  let maxConnected = 0;
+  const sysTopics = createSysTopics({
+    clock: deps.clock,
+    read: () => ({
+      version: deps.version,
+      uptimeSec: Math.floor((now() - startedAt) / 1000),
+      connected: byClientId.size,
+      maxConnected,
+      totals: meters.totals,
+      ...store.counts,
+    }),
+    publish: (message) => void publishOwn(message),
+  });
   const inboundWork = createInboundWork<Outcome>();
 
   const owner: ConnectionOwner = {
@@ -235,11 +252,26 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
     },
   });
 
+  /** What the proxy has to say itself; a store that can't take it is no news to anybody but the log. */
+  async function publishOwn(message: Message): Promise<void> {
+    try {
+      await store.publish(message);
+    } catch (error) {
+      throttle("sys", (suppressed) =>
+        log.warn(
+          { topic: message.topic, error: messageOf(error), suppressed },
+          "A $SYS message could not be published",
+        ),
+      );
+    }
+  }
+
   function admitted(by: Admitted, connack: Buffer): void {
     const { connection, client, handle, connect } = by;
     const peer = new Peer(by, peerDeps);
     peers.set(connection, peer);
     byClientId.set(client.id, connection);
+    maxConnected = Math.max(maxConnected, byClientId.size);
     meters.accepted();
     log.debug({ clientId: client.id, address: client.address, present: handle.present }, "Connected");
     if (!handle.present) inboundWork.forget(client.id);
@@ -302,6 +334,7 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
             for (const peer of peers.values()) peer.limitPublishes();
           }
           isStarted = true;
+          sysTopics.every(next.sysInterval);
           gone = change.commit();
         },
         rollback() {
@@ -352,6 +385,7 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
       stopping = true;
       listeners.close();
       await drain(connections, how);
+      sysTopics.close();
       wills.close();
       if (lastWords > 0) await new Promise<void>((resolve) => (quiet = resolve));
       ended.abort();

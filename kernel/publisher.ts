@@ -13,6 +13,7 @@ import { propertiesProblem } from "./properties.ts";
 import { codes, firstError, reasonCodeFor, reasonCodes } from "./reasons.ts";
 import { retainAvailable } from "./spec.ts";
 import { createTopicAliasesIn, type TopicAliasesIn } from "./topic-aliases.ts";
+import { sysPrefix } from "./sys-topics.ts";
 import { topicNameProblem } from "./topics.ts";
 
 /** A PUBLISH on its way. */
@@ -188,6 +189,11 @@ export class Publisher {
     under: Under | undefined,
   ): void | Promise<unknown> {
     const { topic, payload, qos, retain, properties } = packet;
+    // What the proxy says of itself nobody says in its place.
+    if (this.deps.spec.sysInterval > 0 && topic.startsWith(sysPrefix)) {
+      this.deps.meters.dropped("sys_topic");
+      return;
+    }
     const invalid = topic === original.topic ? undefined : topicNameProblem(topic);
     if (invalid) throw new SluiceError("TOPIC_INVALID", `a filter left a topic that is not valid: ${invalid}`);
     const unfit = properties && properties !== original.properties ? propertiesProblem(properties) : undefined;

@@ -39,6 +39,7 @@ export function toProxySpec(entry: Entry, listeners: readonly ListenerSpec[]): P
     rules: Object.fromEntries(options.rules.map((rule) => [rule.when.packetType, rule.pipeline])),
     presence: options.presence,
     brokerMode: options.brokerMode,
+    sysInterval: options.sysInterval,
     retryInterval: options.retryInterval,
     maxPacketBytes: options.maxPacketBytes,
     maxInWork: options.maxInWork,

@@ -81,6 +81,8 @@ export interface ProxySpec {
   /** Where clients that come and go are told of. */
   readonly presence: PresenceSpec | undefined;
   readonly brokerMode: boolean;
+  /** Seconds between two reports of the proxy to the subscribers of `$SYS/broker/#`; 0 = none. */
+  readonly sysInterval: number;
   /** Seconds between resends of an unacknowledged delivery. */
   readonly retryInterval: number;
   /** Bytes of a whole packet, fixed header included. */

@@ -1,6 +1,7 @@
 /** What HTTP publish knows of its messages: what became of them at each client, one client alone, retained ones. */
 import assert from "node:assert/strict";
 import { test, type TestContext } from "node:test";
+import { connectAsync, type IPublishPacket } from "mqtt";
 import { eventually } from "../helpers/eventually.ts";
 import { startProbedGateway } from "../helpers/probed-gateway.ts";
 import { connectRaw, openRawClient, type RawClient } from "../helpers/raw-client.ts";
@@ -154,4 +155,65 @@ test("a message that nobody could be told of in time is still delivered", async 
     const [session] = (await gateway.gateway.host.proxies.get("mqttproxy")?.sessions.query()) ?? [];
     return session?.inflight;
   }, 0);
+});
+
+test("MQTT 5: what is posted with properties arrives with them, and the device's answer with its correlation", async (t) => {
+  const { gateway, port, publish } = await start(t, { brokerMode: true });
+  const device = await connectAsync(gateway.url(), { clientId: "dev1", protocolVersion: 5, reconnectPeriod: 0 });
+  const backend = await connectRaw(port, "backend");
+  await backend.subscribe("answers/#");
+  device.on("message", (_topic, payload, { properties }) => {
+    const { responseTopic, correlationData } = properties ?? {};
+    assert.ok(responseTopic && correlationData);
+    device.publish(responseTopic, `${String(payload)} ${String(correlationData)}`, { qos: 1 });
+  });
+  const received = new Promise<[topic: string, packet: IPublishPacket]>((resolve) =>
+    device.once("message", (topic, _payload, packet) => resolve([topic, packet])),
+  );
+  const answer = publish(
+    {
+      clientID: "dev1",
+      topic: "cmd/read",
+      qos: 2,
+      payload: "temperature",
+      properties: {
+        payloadFormat: 1,
+        messageExpiry: 60,
+        contentType: "text/plain",
+        responseTopic: "answers/1",
+        correlationData: "req-7",
+        userProperties: [
+          ["b", "1"],
+          ["a", "2"],
+          ["b", "3"],
+        ],
+      },
+    },
+    "?wait=acked",
+  );
+  const [topic, packet] = await received;
+  assert.deepEqual([topic, packet.qos], ["cmd/read", 2]);
+  const { messageExpiryInterval = 0, userProperties, ...properties } = packet.properties ?? {};
+  assert.ok(messageExpiryInterval >= 58 && messageExpiryInterval <= 60);
+  assert.deepEqual(
+    { ...properties, ...userProperties },
+    {
+      payloadFormatIndicator: true,
+      contentType: "text/plain",
+      responseTopic: "answers/1",
+      correlationData: Buffer.from("req-7"),
+      a: "2",
+      b: ["1", "3"],
+    },
+  );
+  assert.deepEqual((await answer).body.clients, [{ clientID: "dev1", outcome: "delivered" }]);
+  const reply = await backend.expect("publish");
+  assert.deepEqual([reply.topic, String(reply.payload)], ["answers/1", "temperature req-7"]);
+  await device.endAsync(true);
+});
+
+test("MQTT 5: properties that can't be sent are refused", async (t) => {
+  const { publish } = await start(t);
+  const { status } = await publish({ topic: "a", properties: { responseTopic: "a/+" } });
+  assert.equal(status, 400);
 });

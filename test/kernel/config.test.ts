@@ -57,6 +57,7 @@ describe("a config that is right", () => {
       connectionLimit: undefined,
       clientPublishLimit: undefined,
       presence: undefined,
+      sysInterval: 0,
       rules: { Connect: "gates" },
       brokerMode: false,
       retryInterval: 30,
