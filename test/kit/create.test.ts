@@ -85,7 +85,8 @@ describe("from the registry", slow, () => {
     return result;
   }
 
-  const proxy = "kind: MQTTProxy\nname: mqttproxy\nhost: 127.0.0.1\nport: 0\nbrokerMode: true\n";
+  const proxy =
+    "kind: AdminAPI\nname: api\nport: 0\n---\nkind: MQTTProxy\nname: mqttproxy\nhost: 127.0.0.1\nport: 0\nbrokerMode: true\n";
 
   test("a filter", async (t) => {
     const gateway = await make("json-stamp", "--filter");

@@ -12,7 +12,10 @@ const options = {
   AdminAPI: { port: 0 },
 };
 
+/** Where a plugin is shown that is no filter. */
+const pages: Readonly<Record<string, string>> = { "admin-api": "http-api.md", "level-store": "configuration.md" };
+
 for (const name of readdirSync(join(root, "plugins"))) {
-  const readme = join(docs, name === "admin-api" ? "http-api.md" : "filters.md");
+  const readme = join(docs, pages[name] ?? "filters.md");
   await testPlugin(join(root, "plugins", name), { readme, options });
 }
