@@ -32,7 +32,9 @@ export async function findPythonClient(): Promise<Client | undefined> {
 
 export async function findJavaClient(): Promise<Client | undefined> {
   return find("Java's Paho", async () => {
-    await execute("javac", ["-version"]);
+    const { stdout } = await execute("javac", ["-version"]);
+    const version = Number(/^javac (\d+)/.exec(stdout)?.[1]);
+    if (!(version >= 17)) throw new Error(`Java ${version} is too old`);
     const pom = join(clientsFolder, "pom.xml");
     const source = join(clientsFolder, "PahoClient.java");
     const jars = await keep("java", pom, async (part) => {
