@@ -178,9 +178,14 @@ export function flowOf(pipeline: Entry): Step[] {
   });
 }
 
+export interface KnownPipelines {
+  readonly byName: ReadonlyMap<string, PipelineEntry>;
+  /** Every document could be read. Otherwise one that is missed may well be written. */
+  readonly areAll: boolean;
+}
+
 /** @param isOpen some listener of it asks for no certificate */
-export function checkRules(proxy: Entry, pipelines: readonly PipelineEntry[], isOpen: boolean, found: Issues): void {
-  const byName = new Map(pipelines.map((pipeline) => [pipeline.name, pipeline]));
+export function checkRules(proxy: Entry, known: KnownPipelines, isOpen: boolean, found: Issues): void {
   const ruled = new Set<string>();
   for (const [index, rule] of listOf(proxy.options["rules"]).entries()) {
     if (!isMap(rule)) continue;
@@ -194,7 +199,7 @@ export function checkRules(proxy: Entry, pipelines: readonly PipelineEntry[], is
       }
       ruled.add(packetType);
     }
-    checkUse(proxy, ["rules", index, "pipeline"], rule["pipeline"], packetType, byName, found);
+    checkUse(proxy, ["rules", index, "pipeline"], rule["pipeline"], packetType, known, found);
   }
   if (isOpen && !ruled.has("Connect")) {
     found.warning(proxy.where(), "has no rule for Connect packets: everybody may connect, without a password");
@@ -202,11 +207,10 @@ export function checkRules(proxy: Entry, pipelines: readonly PipelineEntry[], is
 }
 
 /** `presence`: its pipeline must take Publish packets, and its topic be one. */
-export function checkPresence(proxy: Entry, pipelines: readonly PipelineEntry[], found: Issues): void {
+export function checkPresence(proxy: Entry, known: KnownPipelines, found: Issues): void {
   const { presence } = proxy.options;
   if (!isMap(presence)) return;
-  const byName = new Map(pipelines.map((pipeline) => [pipeline.name, pipeline]));
-  checkUse(proxy, ["presence", "pipeline"], presence["pipeline"], "Publish", byName, found);
+  checkUse(proxy, ["presence", "pipeline"], presence["pipeline"], "Publish", known, found);
   const { topic } = presence;
   const invalid = typeof topic === "string" && topic !== "" ? topicNameProblem(topic) : undefined;
   if (invalid !== undefined) found.problem(proxy.where(["presence", "topic"]), `is no topic name: ${invalid}`);
@@ -218,12 +222,13 @@ function checkUse(
   path: Path,
   name: unknown,
   packetType: unknown,
-  byName: ReadonlyMap<string, PipelineEntry>,
+  { byName, areAll }: KnownPipelines,
   found: Issues,
 ): void {
   if (typeof name !== "string") return;
   const pipeline = byName.get(name);
   if (pipeline === undefined) {
+    if (!areAll) return;
     const hint = didYouMean(name, [...byName.keys()]) || ": write a Pipeline document of that name";
     found.problem(proxy.where(path), `no Pipeline is named "${name}"${hint}`);
   } else if (isPacketType(packetType)) {

@@ -30,9 +30,11 @@ export interface ConfigFiles {
   readonly folder: string;
   readonly documents: readonly RawDocument[];
   readonly problems: readonly Problem[];
+  /** Some document could not be read, so that what others refer to may well be there. */
+  readonly isPartial?: boolean;
 }
 
-type Found = Pick<ConfigFiles, "documents" | "problems">;
+type Found = Pick<ConfigFiles, "documents" | "problems" | "isPartial">;
 
 /** Of `path` (a file or folder), else found from `cwd`. Never rejects for what a user can mend: that is in `problems`. */
 export async function readConfigFiles(o: {
@@ -193,6 +195,7 @@ async function readFolder(explorer: PublicExplorer, folder: string, o: Options):
     folder,
     documents: all.flatMap((one) => one.documents),
     problems: all.flatMap((one) => one.problems),
+    isPartial: all.some((one) => one.isPartial === true),
   };
 }
 

@@ -438,12 +438,13 @@ function check({ files, proxies, pipelines, entries, found }: Parts): ReadListen
     found,
   );
   for (const pipeline of pipelines) checkPipeline(pipeline, found);
+  const known = { byName: new Map(pipelines.map((each) => [each.name, each])), areAll: files.isPartial !== true };
   const reading = { folder: files.folder, found, inputs: files.inputs };
   const listeners = proxies.map((proxy) => {
     const own = readListeners(proxy, reading);
     const isOpen = own.some(({ spec }) => spec.tls?.clientCertificate !== "require");
-    checkRules(proxy, pipelines, isOpen, found);
-    checkPresence(proxy, pipelines, found);
+    checkRules(proxy, known, isOpen, found);
+    checkPresence(proxy, known, found);
     mendNumbers(proxy, found);
     return own;
   });

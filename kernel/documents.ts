@@ -45,6 +45,8 @@ export interface RawDocument {
 export interface Parsed {
   readonly documents: readonly RawDocument[];
   readonly problems: readonly Problem[];
+  /** Some document could not be read, so that what others refer to may well be there. */
+  readonly isPartial?: boolean;
 }
 
 /** More uses of anchors than this, counted through one another, are an attack rather than a config. */
@@ -81,15 +83,18 @@ export function parseDocuments(text: string, o: ParseOptions, within?: string): 
     const all = parseAllDocuments(text, { lineCounter: lines, merge: true, prettyErrors: false });
     parsed = Array.isArray(all) ? [...all] : [];
   } catch (error) {
-    return { documents: [], problems: [invalid(file, `can't be parsed: ${(error as Error).message}`)] };
+    const message = `can't be parsed: ${(error as Error).message}`;
+    return { documents: [], problems: [invalid(file, message)], isPartial: true };
   }
   const documents: RawDocument[] = [];
   const problems: Problem[] = [];
+  let isPartial = false;
   for (const yaml of parsed) {
     // What follows the first error of a document is mostly a consequence of it.
     const error: YAMLError | undefined = yaml.errors[0] ?? yaml.warnings[0];
     if (error !== undefined) {
       problems.push(invalid(position(error.pos[0]), `the YAML is not valid: ${explain(error)}`));
+      isPartial = true;
       continue;
     }
     for (const root of roots(yaml, within)) {
@@ -107,6 +112,7 @@ export function parseDocuments(text: string, o: ParseOptions, within?: string): 
         const message =
           alias === undefined ? (failure as Error).message : `no anchor &${alias.source} comes before this`;
         problems.push(invalid(position((alias ?? root).range[0]), `the YAML is not valid: ${message}`));
+        isPartial = true;
         continue;
       }
       documents.push({
@@ -123,7 +129,7 @@ export function parseDocuments(text: string, o: ParseOptions, within?: string): 
   if (documents.length === 0 && problems.length === 0) {
     problems.push(invalid(`${file}:1:1`, "has no document: write at least one with kind and name"));
   }
-  return { documents, problems };
+  return { documents, problems, isPartial };
 }
 
 const invalid = (where: string, message: string): Problem => ({ where, message, code: "CONFIG_INVALID" });

@@ -238,7 +238,7 @@ function registryOf(o: {
     const unread = problems.filter((problem) => problem.code === "PLUGIN_BROKEN" && problem.kinds.length === 0);
     const unreadable = unread.map((problem) => `; ${problem.package} could not be read: ${problem.message}`).join("");
     const lookedAt =
-      ` (looked at ${places.map((place) => place.label).join("; ") || "no place: there is no package.json"})` +
+      ` (looked at ${[...new Set(places.map((place) => place.label))].join("; ") || "no place: there is no package.json"})` +
       `${notInstalled}${unreadable}`;
     if (wanted !== undefined) throw new SluiceError("PLUGIN_NOT_FOUND", `${notProvided(wanted, kind)}${lookedAt}`);
     throw new SluiceError(

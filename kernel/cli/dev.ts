@@ -1,6 +1,6 @@
 /** `sluice dev`: a gateway with the plugin that is being written, built and loaded anew whenever a file of it is saved. */
 import { access } from "node:fs/promises";
-import { join, resolve } from "node:path";
+import { join, resolve, sep } from "node:path";
 import { readConfigFiles } from "../config-files.ts";
 import { loadSpec } from "../config.ts";
 import { makeDevConfig } from "./dev-config.ts";
@@ -42,8 +42,9 @@ function createLoad(plugin: DevPlugin, path: string | undefined): typeof loadSpe
     const made = path ?? join(plugin.scratch, "sluice.yaml");
     if (path === undefined && copy !== undefined) await makeDevConfig(made, copy);
     const loaded = await loadSpec({ ...options, path: made, ahead });
-    const inputs = new Set([...loaded.inputs, ...files]);
-    if (path === undefined) inputs.delete(made);
+    // What was copied and made just now is new to the watcher: it would have it all loaded a second time.
+    const written = [...loaded.inputs].filter((input) => !input.startsWith(plugin.scratch + sep));
+    const inputs = new Set([...written, ...files]);
     if (problems.length === 0) return { ...loaded, inputs };
     // Where nothing could be built yet, no config was made that anything could be said of.
     const others = path === undefined && copy === undefined ? [] : loaded.problems;

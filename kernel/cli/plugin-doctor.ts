@@ -23,10 +23,13 @@ export function doctor(cli: Cli, options: SubcommandOptions): Promise<number> {
       `sluice ${cli.version}, plugin API ${apiVersion}, Node.js ${process.versions.node}`,
       `config: ${path ?? `none; its folder would be ${folder}`}`,
       "looked for plugins in",
-      ...places.map(({ label, folders, missing }) => {
-        const absent = missing.length === 0 ? "" : `; not installed: ${missing.join(", ")}`;
-        return `  ${label}: ${count(folders.length, "package")}${absent}`;
-      }),
+      // A package.json may be the config's and lie above the gateway too.
+      ...new Set(
+        places.map(({ label, folders, missing }) => {
+          const absent = missing.length === 0 ? "" : `; not installed: ${missing.join(", ")}`;
+          return `  ${label}: ${count(folders.length, "package")}${absent}`;
+        }),
+      ),
       ...findings.map(({ level, message }) => (level === "warning" ? `${warn("warning")}: ${message}` : message)),
       `${count(registry.plugins().length, "plugin")}, ${count(problems.length, "problem")}, ${count(findings.length - problems.length, "warning")}`,
     ];

@@ -31,6 +31,10 @@ export default defineCommand("show one object of a running gateway with its stat
   }
   const api = openApi(values.api, io);
   const kind = await resolveKind(api, given);
+  const running = (await api.request("GET", "/objects")) as readonly ConfigDocument[];
+  if (!running.some((each) => each.kind === kind && each.name === name)) {
+    throw failure(exit.refused, `there is no ${kind} named "${name}"`);
+  }
   const path = `/status/objects/${encodeURIComponent(name)}?kind=${encodeURIComponent(kind)}`;
   const answer = (await api.request("GET", path)) as { readonly spec: ConfigDocument; readonly status: object };
   const { spec, status } = answer;

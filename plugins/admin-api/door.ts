@@ -164,7 +164,7 @@ function urlOf(server: Server, { tls }: DoorOptions): string {
 
 function bindError(error: NodeJS.ErrnoException, { host, port }: DoorOptions): Error {
   const advice: Record<string, string> = {
-    EADDRINUSE: "the port is in use; stop what uses it, or set another `port`",
+    EADDRINUSE: "the port is in use; stop what uses it, or set another `port` in an AdminAPI document",
     EACCES: "this user may not bind the port; set a `port` above 1023",
     EADDRNOTAVAIL: "this machine has no such address; set another `host`",
     ENOTFOUND: "the name can't be resolved; set another `host`",

@@ -6,6 +6,7 @@ import { cp, mkdir, mkdtemp, readdir, readFile, realpath, rm, writeFile } from "
 import { tmpdir } from "node:os";
 import { delimiter, join } from "node:path";
 import { after, before, test, type TestContext } from "node:test";
+import { setTimeout } from "node:timers/promises";
 import { connectAsync, type MqttClient } from "mqtt";
 import { createClone, type Clone } from "../helpers/clone.ts";
 import { eventually } from "../helpers/eventually.ts";
@@ -134,6 +135,9 @@ test("a save, also of what the entry imports, runs at once over the same connect
   await writeFile(join(folder, "word.js"), word("three"));
   await eventually(say, "three", patienceMs);
   assert.ok(client.connected);
+  // Nothing tells that no second reading comes: it would within two quiet spans of the watcher, of 250 ms each.
+  await setTimeout(1000);
+  assert.doesNotMatch(dev.output(), /The config has not changed/, "a save is loaded once");
   assert.equal(await dev.stop(), 0);
   assert.ok(!(await readdir(folder)).includes(".sluice"), "what it wrote is removed");
 });

@@ -87,6 +87,15 @@ describe("finding plugins", () => {
     assert.deepEqual(registry.kinds(), []);
   });
 
+  test("a package.json of the config that lies above the bin too is named once among what was looked at", async () => {
+    const both = await folder("both", { "package.json": manifest("both", {}) });
+    const registry = await findPlugins({ folder: both, dirs: [], bins: [join(both, "node_modules/.bin/sluice")] });
+    assert.throws(
+      () => registry.find("Gate"),
+      ({ message }: Error) => message.split(join(both, "package.json")).length === 2,
+    );
+  });
+
   test("above the bin by its real path and by the path it was called by, with the implied documents", async () => {
     const distribution = await folder("distribution", {
       "package.json": manifest("distribution", {

@@ -169,7 +169,8 @@ test("describe shows an object's options and status", async (t) => {
   const shown = await run(describe, "mqtt mqttproxy");
   const status = { healthy: true, health: [{ name: "mqttproxy", ok: true, detail: "127.0.0.1:1883" }] };
   assert.deepEqual(parseAllDocuments(shown.stdout)[0]?.toJS(), { ...initial[0], status });
-  assert.equal((await run(describe, "pipeline mqttproxy")).code, 1);
+  const other = await run(describe, "pipeline mqttproxy");
+  assert.deepEqual(other, { code: 1, stdout: "", stderr: 'there is no Pipeline named "mqttproxy"\n' });
 });
 
 test("delete removes by name, by kind and by file: all or nothing", async (t) => {
