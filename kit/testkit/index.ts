@@ -15,6 +15,7 @@ export {
 export { testPlugin, type ContractOptions } from "./contract.ts";
 export { createFilterMaker, type FilterMaker, type Problems } from "./filter.ts";
 export { createTestHost, type LogLine, type TestHost } from "./host.ts";
+export { journalContract, type JournalPlace } from "./journal-contract.ts";
 export { createMemoryConfig, type MemoryConfig } from "./memory-config.ts";
 export {
   openPipeline,

@@ -9,7 +9,7 @@ import type { Journal, Service } from "../../kernel/plugin.ts";
 import type { Store } from "../../kernel/store.ts";
 import kind from "../../plugins/level-store/index.ts";
 import { createTestHost } from "@sluice/testkit";
-import { journalContract } from "../helpers/journal-contract.ts";
+import { journalContract } from "@sluice/testkit";
 import { lastingStoreContract, storeContract } from "../helpers/store-contract.ts";
 
 const folders: string[] = [];

@@ -1,10 +1,9 @@
 /**
  * What every journal must do, whoever makes it: call it with a way to make one; it registers its tests with node:test.
- * The journal of a store also has to pass storeContract and lastingStoreContract.
  */
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import type { Journal, JournalEntry } from "../../kernel/plugin.ts";
+import type { Journal, JournalEntry } from "@sluice/kernel";
 
 /** A place that outlives its journal. `open` is only called once the journal before has been closed. */
 export interface JournalPlace {
