@@ -1,7 +1,8 @@
 /**
- * Runs the test suites: `node test/run.ts [--long] [name ...]`. Without --long, files named *.long.test.ts are left out;
- * names pick the files whose path contains one of them. One Kafka, if one can be had, serves all suites that don't harm it.
- * Ends with node's counts; exit code 1 on any failure.
+ * Runs the test suites: `node test/run.ts [--long] [name ...]`. Without --long, files named *.long.test.ts are left
+ * out, and others may be content with a part (SLUICE_TEST_LONG says which it is); names pick the files whose path
+ * contains one of them. One Kafka, if one can be had, serves all suites that don't harm it. Ends with node's counts;
+ * exit code 1 on any failure.
  */
 import { spawn } from "node:child_process";
 import { glob } from "node:fs/promises";
@@ -33,7 +34,14 @@ const child = spawn(
     "--test-timeout=300000",
     ...files.toSorted().map((file) => relative(".", join(root, file))),
   ],
-  { stdio: "inherit", env: { ...process.env, ...(kafka ? { SLUICE_TEST_KAFKA: kafka.brokers.join(",") } : {}) } },
+  {
+    stdio: "inherit",
+    env: {
+      ...process.env,
+      ...(long ? { SLUICE_TEST_LONG: "true" } : {}),
+      ...(kafka ? { SLUICE_TEST_KAFKA: kafka.brokers.join(",") } : {}),
+    },
+  },
 );
 for (const signal of ["SIGINT", "SIGTERM"] as const) process.on(signal, () => child.kill(signal));
 const code = await new Promise<number>((resolve) => child.once("exit", (status) => resolve(status ?? 1)));

@@ -140,7 +140,10 @@ describe("sluice plugin add beside a running gateway", () => {
     return stderr;
   };
 
-  for (const [name, [code, message]] of Object.entries(added)) {
+  // Each is a run of npm: the short form tries every third.
+  const isLong = process.env["SLUICE_TEST_LONG"] === "true";
+  const tried = Object.entries(added).filter((_, index) => isLong || index % 3 === 0);
+  for (const [name, [code, message]] of tried) {
     test(name, async () => {
       const stderr = await refused(join(gallery, name));
       assert.match(stderr, message);
@@ -166,7 +169,8 @@ describe("sluice plugin add beside a running gateway", () => {
   });
 
   test("no two of them read the same, and the gateway has noticed nothing", async () => {
-    assert.ok(messages.size >= 20);
+    assert.ok(tried.length >= (isLong ? 30 : 10));
+    assert.equal(messages.size, tried.length);
     assert.equal(new Set(messages.values()).size, messages.size);
     await running.assertUntouched();
     assert.equal(await running.gateway.metric("sluice_config_reloads_total"), 1);
