@@ -12,16 +12,8 @@ import { test } from "node:test";
 import type { TestContext } from "node:test";
 import { generate } from "selfsigned";
 import { eventually } from "../helpers/eventually.ts";
+import { findFreePort } from "../helpers/free-port.ts";
 import { startTestGateway, type TestGateway } from "../helpers/gateway.ts";
-
-async function freePort(): Promise<number> {
-  const server = createServer().listen(0, "127.0.0.1");
-  await once(server, "listening");
-  const address = server.address();
-  server.close();
-  await once(server, "close");
-  return typeof address === "object" ? (address?.port ?? 0) : 0;
-}
 
 const yaml = (port: number, options: object = {}, extra: object = {}): string =>
   [
@@ -78,7 +70,7 @@ const key = "sluice_a-key";
 const keys = [{ name: "ops", hash: createHash("sha256").update(key).digest("hex"), access: "write" }];
 
 test("a changed option binds nothing anew and keeps callers' connections", async (t) => {
-  const port = await freePort();
+  const port = await findFreePort();
   const gateway = await start(t, yaml(port));
   const agent = keepAlive(t);
   const post = (length: number) => publish(gateway, agent, length);
@@ -101,7 +93,7 @@ test("a changed option binds nothing anew and keeps callers' connections", async
 });
 
 test("a key can be added, and is asked for on connections that are open", async (t) => {
-  const port = await freePort();
+  const port = await findFreePort();
   const gateway = await start(t, yaml(port));
   const agent = keepAlive(t);
   const objects = `${gateway.api}/apis/v2/objects`;
@@ -118,7 +110,7 @@ test("a key can be added, and is asked for on connections that are open", async 
 });
 
 test("a call under way when its AdminAPI is replaced gets its answer", async (t) => {
-  const port = await freePort();
+  const port = await findFreePort();
   const gateway = await start(t, yaml(port));
   const agent = keepAlive(t);
   const url = `${gateway.api}/apis/v2/mqttproxy/mqttproxy/topics/publish`;
@@ -139,7 +131,7 @@ test("a call under way when its AdminAPI is replaced gets its answer", async (t)
 });
 
 test("a changed address is bound before the old one closes", async (t) => {
-  const [first, second] = [await freePort(), await freePort()];
+  const [first, second] = [await findFreePort(), await findFreePort()];
   const gateway = await start(t, yaml(first));
   assert.deepEqual((await gateway.reload(yaml(second))).problems, []);
   assert.equal((await fetch(`http://127.0.0.1:${second}/healthz`)).status, 200);
@@ -152,7 +144,7 @@ test("a changed address is bound before the old one closes", async (t) => {
 });
 
 test("a change that fails leaves the HTTP API as it was", async (t) => {
-  const port = await freePort();
+  const port = await findFreePort();
   const taken = createServer().listen(0, "127.0.0.1");
   await once(taken, "listening");
   t.after(() => taken.close());
@@ -186,7 +178,7 @@ test("a change that fails leaves the HTTP API as it was", async (t) => {
 
 test("a certificate's file that changes is a changed option: new connections are shown the new one", async (t) => {
   const folder = await mkdtemp(join(tmpdir(), "sluice-api-"));
-  const port = await freePort();
+  const port = await findFreePort();
   const [old, next] = await Promise.all([generate(), generate()]);
   const save = async ({ cert, private: privateKey }: typeof old): Promise<void> => {
     await writeFile(join(folder, "cert.pem"), cert);
@@ -221,7 +213,7 @@ test("a certificate's file that changes is a changed option: new connections are
 });
 
 test("connections that an earlier clientCA let in end with it", async (t) => {
-  const port = await freePort();
+  const port = await findFreePort();
   const [server, first, second] = await Promise.all([generate(), generate(), generate()]);
   const tls = (clientCA: string) => ({ tls: { cert: server.cert, key: server.private, clientCA } });
   const gateway = await start(t, yaml(port, tls(first.cert)));
@@ -246,7 +238,7 @@ test("connections that an earlier clientCA let in end with it", async (t) => {
 });
 
 test("the call that changes the HTTP API itself is answered, and told by whom in the history", async (t) => {
-  const port = await freePort();
+  const port = await findFreePort();
   const gateway = await start(t, yaml(port, { keys }));
   const agent = keepAlive(t);
   const objects = `${gateway.api}/apis/v2/objects`;
@@ -259,7 +251,7 @@ test("the call that changes the HTTP API itself is answered, and told by whom in
   assert.equal(gateway.gateway.host.config.history()[0]?.by, "key:ops");
   assert.equal((await call(agent, objects, { method: "POST", body })).status, 401);
 
-  const elsewhere = await freePort();
+  const elsewhere = await findFreePort();
   const moved = JSON.stringify({ kind: "AdminAPI", name: "admin-api", port: elsewhere, keys });
   const answer = await call(agent, `${objects}/admin-api`, { method: "PUT", body: moved, key });
   assert.equal(answer.status, 200, answer.text);

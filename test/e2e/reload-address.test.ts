@@ -6,6 +6,7 @@ import { connect as connectTcp, createServer, type AddressInfo } from "node:net"
 import { test, type TestContext } from "node:test";
 import mqtt, { type MqttClient } from "mqtt";
 import { eventually } from "../helpers/eventually.ts";
+import { findFreePort } from "../helpers/free-port.ts";
 import { startTestGateway, type TestGateway } from "../helpers/gateway.ts";
 
 interface ProxyShape {
@@ -51,21 +52,6 @@ async function inodeOf(port: number): Promise<string> {
   return row[9];
 }
 
-/** Below those that the system gives to clients, which come and go here by the hundred. */
-async function freePort(): Promise<number> {
-  for (;;) {
-    const server = createServer().listen(20_000 + Math.floor(Math.random() * 12_000), "127.0.0.1");
-    try {
-      await once(server, "listening");
-    } catch {
-      continue;
-    }
-    const { port } = server.address() as AddressInfo;
-    await new Promise((resolve) => server.close(resolve));
-    return port;
-  }
-}
-
 /** Connects again and again until it is told to end. @returns how many were let in; fails at the first refusal */
 function knock(port: number): () => Promise<number> {
   let isOver = false;
@@ -90,7 +76,7 @@ const actions = (plan: { items: readonly { name: string; action: string }[] } | 
   );
 
 test("a renamed proxy takes its port along: never unbound, and the clients of the old name are drained", async (t) => {
-  const port = await freePort();
+  const port = await findFreePort();
   const gateway = await start(t, { name: "old", port });
   const client = await connect(t, port, "c");
   const closed = new Promise<void>((resolve) => client.once("close", () => resolve()));
@@ -109,7 +95,7 @@ test("a renamed proxy takes its port along: never unbound, and the clients of th
 });
 
 test("two proxies swap their ports in one change: nothing is bound anew, every connection stays with its proxy", async (t) => {
-  const [a, b] = [await freePort(), await freePort()];
+  const [a, b] = [await findFreePort(), await findFreePort()];
   const gateway = await start(t, { name: "one", port: a }, { name: "two", port: b });
   const clients = [await connect(t, a, "a"), await connect(t, b, "b")];
   const before = [await inodeOf(a), await inodeOf(b)];
@@ -126,7 +112,7 @@ test("two proxies swap their ports in one change: nothing is bound anew, every c
 });
 
 test("a port goes to another proxy while its own takes a new one; what is not changed is not bound anew", async (t) => {
-  const [a, b, c] = [await freePort(), await freePort(), await freePort()];
+  const [a, b, c] = [await findFreePort(), await findFreePort(), await findFreePort()];
   const gateway = await start(t, { name: "one", port: a }, { name: "still", port: b });
   const inodes = [await inodeOf(a), await inodeOf(b)];
   await gateway.reload(yaml({ name: "two", port: a }, { name: "one", port: c }, { name: "still", port: b }));
@@ -136,7 +122,7 @@ test("a port goes to another proxy while its own takes a new one; what is not ch
 });
 
 test("a swap that is given up leaves each port with its owner, and what was bound for it is free again", async (t) => {
-  const [a, b, c] = [await freePort(), await freePort(), await freePort()];
+  const [a, b, c] = [await findFreePort(), await findFreePort(), await findFreePort()];
   const gateway = await start(t, { name: "one", port: a }, { name: "two", port: b });
   const client = await connect(t, a, "a");
   const taken = createServer().listen(0, "127.0.0.1");
@@ -184,7 +170,7 @@ test("a port that the system chose for a proxy which keeps it is nobody else's, 
 });
 
 test("an address that overlaps one which is still bound is refused with what to do, and nothing changes", async (t) => {
-  const port = await freePort();
+  const port = await findFreePort();
   const gateway = await start(t, { name: "one", port });
   const { plan, problems } = await gateway.reload(yaml({ name: "one", port, host: "0.0.0.0" }));
   assert.equal(plan, undefined);

@@ -10,7 +10,8 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { eventually } from "../helpers/eventually.ts";
-import { freePort, type Kafka } from "../helpers/kafka.ts";
+import { findFreePort } from "../helpers/free-port.ts";
+import type { Kafka } from "../helpers/kafka.ts";
 import { toYaml } from "../helpers/probed-gateway.ts";
 import { createRandom } from "../helpers/random.ts";
 import { spawnGateway, type SpawnedGateway } from "../helpers/spawned-gateway.ts";
@@ -54,7 +55,7 @@ export async function runFaults(options: RunOptions): Promise<RunResult> {
   mkdirSync(disk);
   const isMounted =
     ack === "buffered" && spawnSync("mount", ["-t", "tmpfs", "-o", "size=256m", "tmpfs", disk]).status === 0;
-  const port = await freePort();
+  const port = await findFreePort();
   const config = join(folder, "sluice.yaml");
   writeFileSync(config, toYaml(documents(options, port, topic)));
 

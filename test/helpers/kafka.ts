@@ -7,19 +7,17 @@ import { execFile, spawn, type ChildProcess } from "node:child_process";
 import { createHash, randomBytes, randomUUID } from "node:crypto";
 import { existsSync } from "node:fs";
 import { cp, mkdir, mkdtemp, readFile, rename, rm, stat, writeFile } from "node:fs/promises";
-import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { promisify } from "node:util";
 import { Kafka as KafkaJs, logLevel, type Admin, type ITopicConfig } from "kafkajs";
 import { stopIdleTimer } from "../../plugins/kafka/client.ts";
+import { findFreePort } from "./free-port.ts";
 
 const execute = promisify(execFile);
 const cacheFolder = join(import.meta.dirname, "../../.cache/kafka");
 const ownFolder = join(import.meta.dirname, "kafka");
-/** Below Linux' ephemeral range (32768-60999), so that no outgoing connection takes the port while the broker is down. */
-const portRange = { from: 20_000, to: 32_000 };
 const startTimeoutMs = 60_000;
 const jarsTimeoutMs = 300_000;
 
@@ -255,10 +253,10 @@ async function startOwn(jars: string, { config = {}, secondListener, nodes = 1 }
   }
 
   for (let attempt = 1; child === undefined; attempt++) {
-    port = await freePort();
+    port = await findFreePort();
     await rm(join(folder, "data"), { recursive: true, force: true });
     await cp(join(jars, "data"), join(folder, "data"), { recursive: true });
-    controllerPort = await freePort();
+    controllerPort = await findFreePort();
     const listeners = secondListener ? await nameSecond(port, controllerPort) : {};
     await writeFile(file, properties(join(folder, "data"), port, controllerPort, { ...listeners, ...config }));
     // Another process may take the port between the probe and the bind.
@@ -268,7 +266,7 @@ async function startOwn(jars: string, { config = {}, secondListener, nodes = 1 }
   }
 
   async function nameSecond(first: number, controller: number): Promise<Record<string, string>> {
-    const own = await freePort();
+    const own = await findFreePort();
     const told = (await secondListener?.(own)) ?? own;
     second = [`127.0.0.1:${told}`];
     const host = "127.0.0.1";
@@ -336,7 +334,7 @@ async function prepareSecondNode(
         const meta = await readFile(join(jars, "data", "meta.properties"), "utf8");
         const own = meta.replace(/^node\.id=.*$/m, "node.id=2").replace(/^directory\.id=.*\n/m, "");
         await writeFile(join(data, "meta.properties"), own);
-        const port = await freePort();
+        const port = await findFreePort();
         const listeners = `PLAINTEXT://127.0.0.1:${port}`;
         const differing = { "process.roles": "broker", "node.id": "2", listeners };
         await writeFile(file, properties(data, port, controllerPort, { ...config, ...differing }));
@@ -391,19 +389,6 @@ async function runBroker(jars: string, file: string): Promise<ChildProcess> {
     throw new Error(`Kafka did not start; the end of its log:\n${log}`, { cause });
   }
   return child;
-}
-
-export async function freePort(): Promise<number> {
-  for (let attempt = 0; attempt < 100; attempt++) {
-    const port = portRange.from + Math.floor(Math.random() * (portRange.to - portRange.from));
-    const free = await new Promise<boolean>((resolve) => {
-      const server = createServer();
-      server.once("error", () => resolve(false));
-      server.listen(port, "127.0.0.1", () => server.close(() => resolve(true)));
-    });
-    if (free) return port;
-  }
-  throw new Error(`no free port between ${portRange.from} and ${portRange.to}`);
 }
 
 function refuse(): never {
