@@ -10,7 +10,6 @@ export interface Owner {
   settled(entry: Entry, outcome: Outcome, lastFailure: Failure | undefined): void;
 }
 
-/** What kafkajs reads of a message comes from the content. */
 export interface Entry extends Omit<Content, "partition"> {
   /** Set when the record is first sent, so that a batch sent again is the same batch (see lane.ts). */
   partition?: number | undefined;
