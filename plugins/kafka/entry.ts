@@ -19,9 +19,6 @@ export interface Entry extends Omit<Content, "partition"> {
   readonly clientId: string | undefined;
   /** Changed to one that does not listen when the entry has been abandoned but may still be on its way. */
   owner: Owner;
-  /** Nothing, or the name of a result. Both are missing where nobody waits. */
-  readonly resolve?: ((result?: string) => void) | undefined;
-  readonly reject?: ((error: Error) => void) | undefined;
   /** Number in the disk buffer. */
   readonly sequence?: number | undefined;
 }
