@@ -12,6 +12,7 @@ import type {
   Metrics,
   ObjectHealth,
   PacketType,
+  PendingResult,
   Reason,
 } from "./plugin.ts";
 import type { IsolationSpec, KindOrigin, PipelineSpec } from "./spec.ts";
@@ -115,6 +116,8 @@ class PacketRun {
   private inside = false;
   private waiting = false;
   private ended = false;
+  /** It is calling `then`. */
+  private asking = false;
   private enteredAt = 0;
 
   constructor(flow: Flow, job: Job) {
@@ -181,17 +184,19 @@ class PacketRun {
       if (!this.mayEnter(node.kind.concurrent === true)) return undefined;
       this.inside = true;
       this.enteredAt = performance.now();
-      let result: FilterResult | Promise<FilterResult>;
+      let result: FilterResult | PendingResult;
       try {
         result = node.filter.handle(this as unknown as FilterContext);
       } catch (error) {
         return this.failed(node, error);
       }
-      if (isPromise(result)) {
-        result.then(
+      if (isPending(result)) {
+        this.asking = true;
+        void result.then(
           (value) => this.resume(() => this.left(node, value)),
           (error: unknown) => this.resume(() => this.failed(node, error)),
         );
+        this.asking = false;
         // The successor may go in as well where the kind keeps the order itself.
         if (node.kind.concurrent) this.next?.wake();
         return undefined;
@@ -218,6 +223,11 @@ class PacketRun {
   /** After a promise: unless the deadline came first, do the step and go on. */
   private resume(step: () => Outcome | undefined): void {
     if (this.ended) return;
+    // No promise answers so soon, and start() is not ready for it.
+    if (this.asking) {
+      queueMicrotask(() => this.resume(step));
+      return;
+    }
     const outcome = step() ?? this.advance();
     if (outcome) this.report(outcome);
   }
@@ -445,4 +455,8 @@ function buildNodes(
 
 function isPromise<T>(value: T | Promise<T>): value is Promise<T> {
   return typeof (value as { then?: unknown } | undefined)?.then === "function";
+}
+
+function isPending(value: FilterResult | PendingResult): value is PendingResult {
+  return typeof value === "object" && typeof value.then === "function";
 }
