@@ -1,5 +1,6 @@
 /** The metrics registry that everything is handed; the only importer of prom-client. */
-import { Counter as PromCounter, Gauge as PromGauge, Histogram as PromHistogram, Registry } from "prom-client";
+import { Counter as PromCounter, Gauge as PromGauge, type Metric as PromMetric, Registry } from "prom-client";
+import { createHistogram } from "./histogram.ts";
 import type { Counter, Gauge, Histogram, Metrics } from "./plugin.ts";
 
 /** Seconds: from a synchronous filter's microseconds to a pipeline's deadline. */
@@ -87,20 +88,10 @@ export function createMetrics(): Metrics & { scoped(signal: AbortSignal): Metric
   ): Histogram {
     const known = histograms.get(name);
     if (known) return known;
-    const prom = new PromHistogram({
-      name,
-      help,
-      labelNames: [...labels],
-      buckets: [...buckets],
-      registers: [registry],
-    });
-    const made: Histogram = {
-      observe: (by, value) => prom.observe(by, value),
-      with(fixed) {
-        const child = prom.labels(fixed);
-        return { observe: (value) => child.observe(value) };
-      },
-    };
+    const { samples, ...made } = createHistogram({ name, labels, buckets });
+    // All that a registry asks of a metric; prom-client's types want its own classes.
+    const read = async () => ({ name, help, type: "histogram", aggregator: "sum", values: samples() });
+    registry.registerMetric({ name, help, get: read } as unknown as PromMetric);
     histograms.set(name, made);
     return made;
   }

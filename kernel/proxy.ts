@@ -15,7 +15,7 @@ import type { ListenerOwner } from "./listener.ts";
 import { createListeners } from "./listeners.ts";
 import type { Outcome } from "./outcome.ts";
 import { Peer } from "./peer.ts";
-import { createPipeline, type Job, type Pipeline } from "./pipeline.ts";
+import { createPipeline, type Done, type Job, type Pipeline } from "./pipeline.ts";
 import type { Clock, Logger, Message, Metrics, ProxyHandle, PublishOutcome, PublishRequest, Reason } from "./plugin.ts";
 import { createPresenceTeller, type Presence } from "./presence.ts";
 import { propertiesProblem } from "./properties.ts";
@@ -284,7 +284,7 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
   }
 
   /** No rule for a packet type = allowed. A rule's pipeline was there when the config was checked. */
-  function run(job: Job, done: (outcome: Outcome) => void): Outcome | undefined {
+  function run<J extends Job>(job: J, done: Done<J>): Outcome | undefined {
     const name = job.pipeline ?? spec.rules[job.type];
     const pipeline = name === undefined ? undefined : pipelineOf(name);
     if (pipeline) return pipeline.run(job, done);
