@@ -32,8 +32,8 @@ export interface ServedProxy {
 export interface StoreServer {
   /** Serves one worker until its stream ends; what it was connected to counts as lost then. */
   connect(stream: Duplex): StoreLink;
-  /** Clients that are connected to workers. */
-  connected(proxy: string): number;
+  /** Clients that are connected to workers: now, and at most at a time. */
+  connected(proxy: string): { readonly now: number; readonly peak: number };
   /** The session was removed from here: whoever has something of it is told. */
   ended(proxy: string, clientId: string): void;
 }
@@ -75,6 +75,8 @@ interface Shared {
   readonly holders: Map<string, Holder>;
   readonly whereabouts: Whereabouts<Link>;
   lastOrdinal: number;
+  /** The most that were connected at a time. */
+  peak: number;
 }
 
 interface Link {
@@ -93,7 +95,7 @@ export function createStoreServer(proxyOf: (name: string) => ServedProxy | undef
     let known = shared.get(name);
     if (known && served) known.served = served;
     else if (served) {
-      known = { served, holders: new Map(), whereabouts: createWhereabouts(), lastOrdinal: 0 };
+      known = { served, holders: new Map(), whereabouts: createWhereabouts(), lastOrdinal: 0, peak: 0 };
       shared.set(name, known);
     }
     if (!known) throw new SluiceError("PROXY_NOT_FOUND", `no proxy is named ${name}`);
@@ -101,7 +103,10 @@ export function createStoreServer(proxyOf: (name: string) => ServedProxy | undef
   }
 
   return {
-    connected: (name) => shared.get(name)?.holders.size ?? 0,
+    connected(name) {
+      const proxy = shared.get(name);
+      return { now: proxy?.holders.size ?? 0, peak: proxy?.peak ?? 0 };
+    },
     ended(name, clientId) {
       const proxy = shared.get(name);
       if (proxy) tellBack(proxy, clientId, undefined, 2);
@@ -444,6 +449,7 @@ function serve(stream: Duplex, sharedOf: (name: string) => Shared): StoreLink {
     };
     const givenUp = old && old.link !== link ? whenGivenUp(old) : undefined;
     proxy.holders.set(clientId, holder);
+    proxy.peak = Math.max(proxy.peak, proxy.holders.size);
     holders.set(id, holder);
     try {
       const handle = await served.store.acquire({ ...client, onLost: (why) => lost(holder, why) });
@@ -472,6 +478,8 @@ function serve(stream: Duplex, sharedOf: (name: string) => Shared): StoreLink {
 
   function lost(holder: Holder, why: "takenOver" | "removed"): void {
     over(holder);
+    // Its will need not wait any longer; that it does has been told when this is answered.
+    if (why === "removed") holder.gaveUp = () => tellBack(holder.proxy, holder.clientId, undefined, 2);
     post(tell.lost, () => {
       out.number(holder.id);
       out.byte(why === "takenOver" ? 0 : 1);
