@@ -68,8 +68,8 @@ export function createCrew(deps: CrewDeps): Crew {
   const sleeping = new Set<() => void>();
   const watching = setInterval(watch, watchMs).unref();
 
-  const desk = createAddressDesk<Mate>(deps.addresses, log, (mate, claim, socket, key) => {
-    mate.hand(claim, socket, () => desk.again(socket, key));
+  const desk = createAddressDesk<Mate>(deps.addresses, log, (mate, id, socket, key) => {
+    mate.hand(id, socket, () => desk.again(socket, key));
   });
 
   /** Those that have the config that runs. */
@@ -253,7 +253,10 @@ export function createCrew(deps: CrewDeps): Crew {
       clearInterval(watching);
       desk.close();
       for (const over of sleeping) over();
-      await endAll(places.filter((mate) => mate !== undefined) as Mate[], limitMs);
+      await endAll(
+        places.filter((mate) => mate !== undefined),
+        limitMs,
+      );
     },
   };
 

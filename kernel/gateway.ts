@@ -257,7 +257,7 @@ export function createGateway(o: {
     const count = spec.gateway.workers;
     if (count === 1 || worker) return undefined;
     if (!o.crew || !texts) {
-      throw new SluiceError("CONFIG_INVALID", `this program runs the gateway in one process: set workers to 1`);
+      throw new SluiceError("CONFIG_INVALID", "this program runs the gateway in one process: set workers to 1");
     }
     crew ??= createCrew({
       fork: o.crew.fork,
@@ -350,10 +350,10 @@ export function createGateway(o: {
         if (!running.spec) ready.reject(error);
       },
     );
-    return preparing.then(({ plan, commit, rollback }) => ({
-      plan,
-      commit: () => commit().finally(over.resolve),
-      rollback: () => rollback().finally(over.resolve),
+    return preparing.then((change) => ({
+      plan: change.plan,
+      commit: () => change.commit().finally(over.resolve),
+      rollback: () => change.rollback().finally(over.resolve),
     }));
   }
 
@@ -378,16 +378,23 @@ export function createGateway(o: {
       ...(running.spec?.gateway.hints ?? []),
     ],
     async apply(wanted) {
-      const { plan, commit } = await inTurn(wanted);
-      await commit();
-      return plan;
+      const change = await inTurn(wanted);
+      await change.commit();
+      return change.plan;
     },
     prepare: inTurn,
     report: () => ({
       health: filterHealth(),
-      proxies: [...running.proxies.values()].map(({ name, totals, status }) => {
-        const { listeners, address } = status() as { listeners: { name: string; url: string }[]; address: string };
-        return { name, totals: { ...totals }, listeners: listeners.map((each) => ({ ...each, address })) };
+      proxies: [...running.proxies.values()].map((proxy) => {
+        const { listeners, address } = proxy.status() as {
+          listeners: { name: string; url: string }[];
+          address: string;
+        };
+        return {
+          name: proxy.name,
+          totals: { ...proxy.totals },
+          listeners: listeners.map((each) => ({ ...each, address })),
+        };
       }),
     }),
     snapshot: () => metrics.snapshot(),

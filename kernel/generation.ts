@@ -72,6 +72,8 @@ export async function buildGeneration(running: Generation, spec: Spec, workshop:
   const proxies = new Map<string, Proxy>();
   const changes: (ProxyChange & { readonly name: string })[] = [];
   const rollback = async (): Promise<void> => closeAll(built.toReversed(), source);
+  const makeProxy = (wanted: ProxySpec, deps: ProxyDeps): Proxy =>
+    workshop.createProxy?.(wanted, deps) ?? createProxy(wanted, deps);
   try {
     for (const wanted of filtersOf(spec)) {
       const old = running.filters.get(wanted.name);
@@ -86,7 +88,7 @@ export async function buildGeneration(running: Generation, spec: Spec, workshop:
     for (const wanted of spec.proxies) {
       const proxy =
         running.proxies.get(wanted.name) ??
-        (workshop.createProxy ?? createProxy)(wanted, {
+        makeProxy(wanted, {
           pipeline: (name) => workshop.pipeline(name),
           addresses: workshop.addresses,
           store: workshop.store,

@@ -39,7 +39,8 @@ export interface RemoteHandleDeps {
 const nothing = (): void => undefined;
 
 export function createRemoteHandle(deps: RemoteHandleDeps): RemoteHandle {
-  const { id, out, request, post } = deps;
+  const { id, out, request } = deps;
+  const post = (kind: number, write: () => void): void => deps.post(kind, write);
   const subscriptions = new Map<string, SubscriptionOptions>();
   const inbound = new Set<number>();
   /** Above QoS 0, handed to the connection and not settled. */

@@ -81,7 +81,7 @@ export function createRemoteStore(o: { node: Store["node"]; caps: Store["caps"];
     const all = [...waiting.values()];
     waiting.clear();
     awaited.clear();
-    for (const { reject } of all) reject(closedError());
+    for (const asked of all) asked.reject(closedError());
     ended.resolve();
   }
 

@@ -37,7 +37,7 @@ async function serve(start: WorkerStart): Promise<void> {
   let receive = (message: ToWorker, socket: Socket | undefined): void => void early.push([message, socket]);
   process.on("message", (message: ToWorker, socket: Socket | undefined) => receive(message, socket));
 
-  const { isTTY = false } = process.stdout;
+  const { isTTY } = process.stdout;
   const log = await createLog({ isTTY, colors: isTTY && !process.env["NO_COLOR"] }, { worker: index });
   log.level = start.logLevel;
   const addresses = createHandedAddresses(send);

@@ -123,12 +123,13 @@ test("HTTP publish reaches clients of every worker, and tells what became of it 
   const away = await gateway.connect(0, "away", { clean: false });
   await away.subscribe("cmd", 1);
   await away.disconnect();
-  const answer = gateway.api<{ matched: number; connected: number; clients: { clientID: string; outcome: string }[] }>(
-    "/mqttproxy/mqttproxy/topics/publish?wait=acked&timeout=5s",
-    { method: "POST", body: JSON.stringify({ topic: "cmd", qos: 1, payload: "x" }) },
-  );
+  const answer = gateway.api("/mqttproxy/mqttproxy/topics/publish?wait=acked&timeout=5s", {
+    method: "POST",
+    body: JSON.stringify({ topic: "cmd", qos: 1, payload: "x" }),
+  });
   for (const each of clients) each.send({ cmd: "puback", messageId: (await each.expect("publish")).messageId ?? 0 });
-  const { status, body } = await answer;
+  const { status, body: found } = await answer;
+  const body = found as { matched: number; connected: number; clients: { clientID: string; outcome: string }[] };
   assert.deepEqual([status, body.matched, body.connected], [200, 3, 2]);
   assert.deepEqual(body.clients.map(({ clientID, outcome }) => `${clientID} ${outcome}`).toSorted(), [
     "away queued",
@@ -147,7 +148,9 @@ test("wills: published from any worker; one that waits is forgotten when its cli
   const gateway = await startWorkers(t, broker);
   const watcher = await gateway.connect(0, "watcher");
   await watcher.subscribe("will/+", 0);
-  const at1 = await gateway.connect(1, "dead", { will: { topic: "will/dead", payload: Buffer.from("x"), qos: 0, retain: false } });
+  const at1 = await gateway.connect(1, "dead", {
+    will: { topic: "will/dead", payload: Buffer.from("x"), qos: 0, retain: false },
+  });
   at1.destroy();
   assert.equal((await watcher.expect("publish")).topic, "will/dead");
 
@@ -155,7 +158,13 @@ test("wills: published from any worker; one that waits is forgotten when its cli
     protocolVersion: 5 as const,
     clean: false,
     properties: { sessionExpiryInterval: 600 },
-    will: { topic, payload: Buffer.from("x"), qos: 0 as const, retain: false, properties: { willDelayInterval: seconds } },
+    will: {
+      topic,
+      payload: Buffer.from("x"),
+      qos: 0 as const,
+      retain: false,
+      properties: { willDelayInterval: seconds },
+    },
   });
   const v5 = { protocolVersion: 5 as const };
   const moved = await gateway.connect(0, "moved", delayed("will/moved", 2), v5);
@@ -213,9 +222,9 @@ test("sessions are listed and removed, counted and told of as those of one gatew
   };
   await eventually(() => told.get("$SYS/broker/clients/connected"), "3");
   await eventually(() => told.get("$SYS/broker/publish/messages/received"), "10");
-  const { body } = await gateway.api<Sessions>("/mqttproxy/mqttproxy/session/query");
+  const { body } = await gateway.api("/mqttproxy/mqttproxy/session/query");
   assert.deepEqual(
-    body.sessions.map(({ sessionID }) => sessionID),
+    (body as Sessions).sessions.map(({ sessionID }) => sessionID),
     ["c0", "c1", "watcher"],
   );
   for (const id of ["c0", "c1"]) {

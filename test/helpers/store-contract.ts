@@ -978,14 +978,10 @@ export function lastingStoreContract(make: () => Promise<StorePlace>): void {
 
 /** A store that asks others for them may be told a little later. */
 async function counts(store: ProxyStore, expected: Partial<ProxyStore["counts"]>): Promise<void> {
-  const wanted = Object.entries(expected);
-  await eventually(
-    () =>
-      Object.entries(store.counts)
-        .filter(([name]) => name in expected)
-        .toSorted(),
-    wanted.toSorted(),
-  );
+  await eventually(() => {
+    const { counts: now } = store;
+    return Object.fromEntries(Object.entries(now).filter(([name]) => name in expected));
+  }, expected);
 }
 
 function sorted(told: readonly [string, Receipt][]): [string, Receipt][] {

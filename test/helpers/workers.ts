@@ -22,7 +22,7 @@ export interface WorkersGateway {
   pids(): Promise<number[]>;
   write(yaml: string): Promise<void>;
   /** An answer of the HTTP API below `/apis/v2`. */
-  api<T>(path: string, init?: RequestInit): Promise<{ status: number; body: T }>;
+  api(path: string, init?: RequestInit): Promise<{ status: number; body: unknown }>;
   readyz(): Promise<{ status: number; text: string }>;
   metric(name: string, labels?: Record<string, string>): Promise<number>;
 }
@@ -145,10 +145,10 @@ export async function startWorkers(t: TestContext, yaml: string, gateway = "work
       const children = await childrenOf(process.pid);
       return children.toSorted((a, b) => a - b);
     },
-    async api(path, init) {
+    async api(path, init): Promise<{ status: number; body: unknown }> {
       const response = await fetch(`${process.api}/apis/v2${path}`, init);
       const text = await response.text();
-      return { status: response.status, body: (text === "" ? undefined : JSON.parse(text)) as never };
+      return { status: response.status, body: (text === "" ? undefined : JSON.parse(text)) as unknown };
     },
     async readyz() {
       const response = await fetch(`${process.api}/readyz`);
