@@ -127,29 +127,28 @@ export function createCrew(deps: CrewDeps): Crew {
     view.ended(index);
     if (places[index] !== mate) return;
     places[index] = undefined;
-    if (stopping || mate.version === undefined) return;
-    restarts.inc({ reason: mate.endReason });
-    log.error(
-      { worker: index, reason: mate.endReason },
-      "A worker has ended; its clients connect again, to the others",
-    );
-    const ranMs = clock.now() - mate.startedAt;
-    void revive(index, ranMs > backOff.forgottenMs ? backOff.firstMs : mate.nextBackOffMs);
+    if (!stopping && mate.isMember) replace(mate);
+  }
+
+  function replace(mate: Mate): void {
+    const { index, endReason: reason, startedAt, backOffMs } = mate;
+    restarts.inc({ reason });
+    log.error({ worker: index, reason }, "A worker has ended; its clients connect again, to the others");
+    void revive(index, clock.now() - startedAt > backOff.forgottenMs ? backOff.firstMs : backOffMs);
   }
 
   async function revive(index: number, waitMs: number): Promise<void> {
     await sleep(waitMs);
     if (stopping) return;
     const mate = launch(index);
-    mate.nextBackOffMs = Math.min(waitMs * 2, backOff.mostMs);
+    mate.isMember = true;
+    mate.backOffMs = Math.min(waitMs * 2, backOff.mostMs);
     try {
       await bringUp(mate);
       log.info({ worker: index }, "A worker runs again");
     } catch (error) {
       log.error({ worker: index, error: messageOf(error) }, "A worker could not be started again");
-      places[index] = undefined;
       mate.end();
-      if (!stopping) void revive(index, mate.nextBackOffMs);
     }
   }
 
@@ -169,8 +168,14 @@ export function createCrew(deps: CrewDeps): Crew {
 
   async function prepareOne(mate: Mate, texts: Texts): Promise<number> {
     const id = mate.nextId();
-    await mate.ask({ type: "prepare", id, texts: [...texts] }, prepareMs);
-    return id;
+    try {
+      await mate.ask({ type: "prepare", id, texts: [...texts] }, prepareMs);
+      return id;
+    } catch (error) {
+      // One that only takes too long must not keep what it comes to.
+      mate.send({ type: "rollback", id });
+      throw error;
+    }
   }
 
   function sleep(ms: number): Promise<void> {
@@ -227,7 +232,12 @@ export function createCrew(deps: CrewDeps): Crew {
         rollback,
         async commit() {
           current = { version: ++version, texts };
-          for (const { mate } of prepared) mate.version = version;
+          for (const { mate } of prepared) {
+            mate.version = version;
+            if (mate.isMember) continue;
+            mate.isMember = true;
+            if (mate.hasEnded) replace(mate);
+          }
           await Promise.allSettled(prepared.map(({ mate, id }) => mate.ask({ type: "commit", id }, commitMs)));
           desk.tidy();
           for (const mate of places)

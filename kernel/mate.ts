@@ -29,7 +29,10 @@ export interface Mate {
   version: number | undefined;
   /** Times in a row that nothing was heard of it. */
   missed: number;
-  nextBackOffMs: number;
+  /** It is started again when it ends. */
+  isMember: boolean;
+  /** How long that waits then. */
+  backOffMs: number;
   readonly hasEnded: boolean;
   endReason: string;
   /** Resolves when it has ended. */
@@ -137,7 +140,8 @@ export function startMate(o: MateOptions): Mate {
     startedAt: clock.now(),
     version: undefined,
     missed: 0,
-    nextBackOffMs: 200,
+    isMember: false,
+    backOffMs: 200,
     get hasEnded() {
       return hasEnded;
     },

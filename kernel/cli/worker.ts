@@ -52,23 +52,30 @@ async function serve(start: WorkerStart): Promise<void> {
   surviveStrays(gateway, log);
   const compile = schemaCompiler();
   const modules = createPluginModules({ log, metrics: gateway.host.metrics });
-  const prepared = new Map<number, PreparedChange>();
+  // A filter of one worker can't speak for all of them.
+  const refuse = () =>
+    Promise.reject(new SluiceError("CONFIG_READ_ONLY", "a filter of a worker can't change the config; a service can"));
+  gateway.setConfigControl({ apply: refuse, history: () => [], rollback: refuse });
+  /** Undefined where it failed. */
+  const prepared = new Map<number, Promise<PreparedChange | undefined>>();
 
-  async function prepare(id: number, texts: ReadonlyMap<string, string>): Promise<void> {
+  async function prepare(id: number, texts: ReadonlyMap<string, string>): Promise<PreparedChange | undefined> {
     try {
       const loaded = await loadSpec({ path, cwd, env: process.env, bins, overlay: texts, compile, modules });
       const { spec, registry, problems } = loaded;
       if (!spec) {
         const [found] = problems;
         send({ type: "failed", id, code: found?.code ?? "CONFIG_INVALID", problems: problems.map(placeOf) });
-        return;
+        return undefined;
       }
-      prepared.set(id, await gateway.prepare({ spec: partOf(spec), registry }));
+      const change = await gateway.prepare({ spec: partOf(spec), registry });
       send({ type: "prepared", id });
+      return change;
     } catch (error) {
       const code = error instanceof SluiceError ? error.code : "CONFIG_INVALID";
       const problems = problemsOf(error) ?? [{ where: "", message: messageOf(error) ?? "unknown" }];
       send({ type: "failed", id, code, problems: problems.map(placeOf) });
+      return undefined;
     }
   }
 
@@ -80,10 +87,18 @@ async function serve(start: WorkerStart): Promise<void> {
   }
 
   async function commit(id: number): Promise<void> {
-    await prepared.get(id)?.commit();
+    const change = await prepared.get(id);
     prepared.delete(id);
+    await change?.commit();
     report();
     send({ type: "committed", id });
+  }
+
+  /** Also of one that is not ready yet. */
+  async function rollback(id: number): Promise<void> {
+    const change = await prepared.get(id);
+    prepared.delete(id);
+    await change?.rollback();
   }
 
   async function stop(): Promise<void> {
@@ -101,14 +116,13 @@ async function serve(start: WorkerStart): Promise<void> {
   receive = (message, socket) => {
     switch (message.type) {
       case "prepare":
-        void prepare(message.id, new Map(message.texts));
+        prepared.set(message.id, prepare(message.id, new Map(message.texts)));
         break;
       case "commit":
         void commit(message.id);
         break;
       case "rollback":
-        void prepared.get(message.id)?.rollback();
-        prepared.delete(message.id);
+        void rollback(message.id);
         break;
       case "claimed":
       case "refused":

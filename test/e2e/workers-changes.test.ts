@@ -1,10 +1,17 @@
 /** Workers through changes of the config, crashes and stops: nothing that was acknowledged is lost, nobody is left behind. */
 import assert from "node:assert/strict";
+import { once } from "node:events";
 import { readdir, readFile, rm, writeFile } from "node:fs/promises";
+import { connect as connectTcp } from "node:net";
 import { join } from "node:path";
 import { test } from "node:test";
+import type { TLSSocket } from "node:tls";
+import { connectAsync } from "mqtt";
+import mqttPacket from "mqtt-packet";
+import { createAuthority, issue } from "../helpers/certificates.ts";
 import { createCrashPublisher, createCrashSubscriber } from "../helpers/crash-clients.ts";
 import { eventually } from "../helpers/eventually.ts";
+import { openRawClient, type RawClient } from "../helpers/raw-client.ts";
 import { allRun, gated, isAlive, startWorkers, type WorkersGateway } from "../helpers/workers.ts";
 
 const proxy = (more = ""): string => `kind: MQTTProxy
@@ -168,6 +175,61 @@ test("a worker killed under QoS 1 load into a file: every record that was acknow
     acked.filter((payload) => !written.has(payload)),
     [],
   );
+});
+
+test("TLS, WebSockets and unix sockets end in the workers; a new certificate is every worker's, and closes nothing", async (t) => {
+  const certificates = await Promise.all(
+    ["old.example", "new.example"].map(async (cn) => {
+      const authority = await createAuthority(cn);
+      return issue(authority, { cn });
+    }),
+  );
+  const listeners = (at: number): string =>
+    yaml(
+      "",
+      `listeners:
+  - { name: tls, port: 0, protocol: mqtts, certificate: [{ name: c, certFile: c.pem, keyFile: k.pem }] }
+  - { name: ws, port: 0, protocol: ws }
+  - { name: unix, socket: ./mqtt.sock }
+retryInterval: ${10 + at}`,
+    );
+  const files = async (folder: string, at: number): Promise<void> => {
+    await writeFile(join(folder, "c.pem"), certificates[at]?.cert ?? "");
+    await writeFile(join(folder, "k.pem"), certificates[at]?.key ?? "");
+  };
+  const gateway = await startWorkers(t, listeners(0), "workers: 2", (folder) => files(folder, 0));
+  const portOf = (name: string): number =>
+    Number(new RegExp(`${name}://127\\.0\\.0\\.1:(\\d+)`).exec(gateway.process.banner())?.[1]);
+  const subject = (client: RawClient): unknown => (client.socket as TLSSocket).getPeerCertificate().subject.CN;
+  const dial = async (clientId: string): Promise<RawClient> => {
+    const client = await openRawClient(portOf("mqtts"), { tls: { rejectUnauthorized: false } });
+    await client.connect({ clientId });
+    return client;
+  };
+  const before = await Promise.all(["a", "b", "c", "d"].map(dial));
+  assert.deepEqual(new Set(before.map(subject)), new Set(["old.example"]));
+  const web = await connectAsync(`ws://127.0.0.1:${portOf("ws")}/mqtt`, { reconnectPeriod: 0 });
+  await web.publishAsync("t", "by WebSocket", { qos: 1 });
+  const local = connectTcp(join(gateway.folder, "mqtt.sock"));
+  local.write(
+    mqttPacket.generate({
+      cmd: "connect",
+      protocolId: "MQTT",
+      protocolVersion: 4,
+      clientId: "u",
+      clean: true,
+      keepalive: 0,
+    }),
+  );
+  const [connack] = (await once(local, "data")) as [Buffer];
+  assert.deepEqual([...connack], [0x20, 2, 0, 0]);
+  local.destroy();
+  await files(gateway.folder, 1);
+  assert.equal((await reload(gateway, listeners(1))).msg, "The config has changed");
+  const after = await Promise.all(["e", "f", "g", "h"].map(dial));
+  assert.deepEqual(new Set(after.map(subject)), new Set(["new.example"]));
+  for (const each of [...before, ...after]) await each.publish("t", "x");
+  await web.endAsync();
 });
 
 test("filters' health is that of all workers, and of the workers themselves", async (t) => {

@@ -74,8 +74,16 @@ export default {
 `,
 };
 
-/** @param yaml with a proxy `mqttproxy`, both ports 0; a Gateway document and an AdminAPI are added to it */
-export async function startWorkers(t: TestContext, yaml: string, gateway = "workers: 2"): Promise<WorkersGateway> {
+/**
+ * @param yaml with a proxy `mqttproxy`, its port 0; a Gateway document and an AdminAPI are added to it
+ * @param prepare puts more into the folder of the config
+ */
+export async function startWorkers(
+  t: TestContext,
+  yaml: string,
+  gateway = "workers: 2",
+  prepare?: (folder: string) => Promise<void>,
+): Promise<WorkersGateway> {
   const folder = await mkdtemp(join(tmpdir(), "sluice-workers-"));
   const plugin = join(folder, "plugins", "gated");
   await mkdir(plugin, { recursive: true });
@@ -91,6 +99,7 @@ export async function startWorkers(t: TestContext, yaml: string, gateway = "work
       ].join("\n---\n"),
     );
   await write(yaml);
+  await prepare?.(folder);
   const process = await spawnGateway(config, ["--no-watch"]);
   t.after(async () => {
     await process.stop();
