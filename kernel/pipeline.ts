@@ -44,6 +44,8 @@ export interface Job {
    * Runs behind the last filter, in the connection's order (brokerMode's fan-out). A throw or rejection is a fault.
    */
   readonly final?: (() => void | Promise<unknown>) | undefined;
+  /** `final` keeps the order itself: the next packet's is called while this one's is under way. */
+  readonly finalKeepsOrder?: boolean | undefined;
 }
 
 export interface Pipeline {
@@ -104,6 +106,7 @@ class PacketRun {
   private readonly flow: Flow;
   private readonly lane: Lane;
   private readonly final: Job["final"];
+  private readonly finalKeepsOrder: boolean;
   private map: Map<string, unknown> | undefined;
   private controller: AbortController | undefined;
   private verdict: Outcome | undefined;
@@ -126,6 +129,7 @@ class PacketRun {
     this.auth = job.auth;
     this.lane = job.lane;
     this.final = job.final;
+    this.finalKeepsOrder = job.finalKeepsOrder === true;
   }
 
   get data(): Map<string, unknown> {
@@ -200,11 +204,12 @@ class PacketRun {
       if (outcome) return outcome;
     }
     if (!this.final) return this.end(passed);
-    if (!this.mayEnter(false)) return undefined;
+    if (!this.mayEnter(this.finalKeepsOrder)) return undefined;
     this.inside = true;
     try {
       const delivered = this.final();
       if (!isPromise(delivered)) return this.end(passed);
+      if (this.finalKeepsOrder) this.next?.wake();
       delivered.then(
         () => this.resume(() => this.end(passed)),
         (error: unknown) => this.resume(() => this.undelivered(error)),

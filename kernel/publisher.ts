@@ -102,8 +102,10 @@ export class Publisher {
   /** A run through the Publish pipeline, and in brokerMode the fan-out behind it. @param under of a client's PUBLISH */
   job(packet: PublishPacket, origin: "client" | "will", under?: Under): Job {
     const { topic, properties } = packet;
-    const final = this.deps.spec.brokerMode ? () => this.fanOut(packet, { topic, properties }, under) : undefined;
-    return { type: "Publish", origin, packet, client: this.admitted.client, lane: this.lane, final };
+    const { spec, store } = this.deps;
+    const final = spec.brokerMode ? () => this.fanOut(packet, { topic, properties }, under) : undefined;
+    const { client } = this.admitted;
+    return { type: "Publish", origin, packet, client, lane: this.lane, final, finalKeepsOrder: store.keepsOrder };
   }
 
   /** What the server has said that it does not take closes the connection. */

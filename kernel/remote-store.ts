@@ -336,6 +336,7 @@ export function createRemoteStore(o: { node: Store["node"]; caps: Store["caps"];
           },
           (answer) => answer.byte() === 1,
         ),
+      keepsOrder: true,
       get counts() {
         return own.counts;
       },

@@ -97,6 +97,8 @@ export function serveStore(stream: Duplex, sharedOf: (name: string) => Shared): 
   const blocked = new Set<Holder>();
   const seen = new Set<Shared>();
   const told = new Map<number, string>();
+  /** The last message of each client that has to wait. */
+  const publishing = new Map<string, Promise<PublishOutcome>>();
   const ended = Promise.withResolvers<void>();
   /** Those that the frame has already, by their number in it. */
   let inFrame = new Map<StoredMessage, number>();
@@ -330,10 +332,12 @@ export function serveStore(stream: Duplex, sharedOf: (name: string) => Shared): 
           };
     answer(
       request,
-      (): Awaitable<PublishOutcome> => {
+      () => {
         const { store } = proxyAt(number).served;
         const options = { from, inbound, receipts };
-        return to === undefined ? store.publish(message, options) : store.publishTo(to, message, options);
+        return inOrder(from, () =>
+          to === undefined ? store.publish(message, options) : store.publishTo(to, message, options),
+        );
       },
       ({ matched, connected, durable }) => {
         out.byte((durable ? 1 : 0) | (inbound ? 2 : 0));
@@ -342,6 +346,19 @@ export function serveStore(stream: Duplex, sharedOf: (name: string) => Shared): 
         if (holder) queueMicrotask(() => cameIn(holder, packetId));
       },
     );
+  }
+
+  /** What a client publishes behind a message that has to wait waits too: for the answer, not for the way to and fro. */
+  function inOrder(from: string | undefined, go: () => Awaitable<PublishOutcome>): Awaitable<PublishOutcome> {
+    const before = from === undefined ? undefined : publishing.get(from);
+    const published = before ? before.then(go, go) : go();
+    if (from === undefined || !(published instanceof Promise)) return published;
+    publishing.set(from, published);
+    const over = (): void => {
+      if (publishing.get(from) === published) publishing.delete(from);
+    };
+    published.then(over, over);
+    return published;
   }
 
   /** Where the client has a newer connection by now, that one has to know of the id too. */

@@ -113,6 +113,11 @@ export interface ProxyStore {
   /** Forgets the session; its connection hears `onLost`. */
   remove(clientId: string): Awaitable<boolean>;
   readonly counts: StoreCounts;
+  /**
+   * What one client publishes takes effect in the order of the calls, whichever of them is answered first. Without it the
+   * next is published when the one before it is answered.
+   */
+  readonly keepsOrder?: boolean | undefined;
 }
 
 export interface Acquisition {
