@@ -46,6 +46,8 @@ export interface Job {
    * handed the job, so that all jobs of a kind can share it.
    */
   readonly final?: ((job: Job) => void | Promise<unknown>) | undefined;
+  /** `final` keeps the order itself: the next packet's is called while this one's is under way. */
+  readonly finalKeepsOrder?: boolean | undefined;
 }
 
 /** How a run ends that was not over at once. It is handed the job, so that all jobs of a kind can share it. */
@@ -219,13 +221,14 @@ class PacketRun {
       if (outcome) return outcome;
       hasTime = true;
     }
-    const { final } = this.job;
+    const { final, finalKeepsOrder = false } = this.job;
     if (!final) return this.end(passed);
-    if (!this.mayEnter(false)) return undefined;
+    if (!this.mayEnter(finalKeepsOrder)) return undefined;
     this.inside = true;
     try {
       const delivered = final(this.job);
       if (!isPromise(delivered)) return this.end(passed);
+      if (finalKeepsOrder) this.next?.wake();
       delivered.then(
         () => this.resume(() => this.end(passed)),
         (error: unknown) => this.resume(() => this.undelivered(error)),
