@@ -113,7 +113,15 @@ export class Publisher {
     const { spec, store } = this.deps;
     const final = spec.brokerMode ? () => this.fanOut(packet, topic, properties, undefined) : undefined;
     const { client } = this.admitted;
-    return { type: "Publish", origin: "will", packet, client, lane: this.lane, final, finalKeepsOrder: store.keepsOrder };
+    return {
+      type: "Publish",
+      origin: "will",
+      packet,
+      client,
+      lane: this.lane,
+      final,
+      finalKeepsOrder: store.keepsOrder,
+    };
   }
 
   private begin({ topic, payload, qos, retain, dup, packetId, properties, bytes }: PublishIn): Under {
