@@ -5,7 +5,7 @@
  */
 import {
   batchHeadBytes,
-  boundOf,
+  boundOfAll,
   timesOf,
   writeHead,
   writeRecords,
@@ -100,7 +100,7 @@ function encode(args: ProduceArgs, lookupCodec: Internals["lookupCodec"]): Encod
   if (!codec) throw new Error(`no codec for compression ${compression}`);
   return compressAll(args, async (records) => {
     const { first } = timesOf(records);
-    const plain = Buffer.allocUnsafe(boundOf(records));
+    const plain = Buffer.allocUnsafe(boundOfAll(records));
     return codec.compress({ buffer: plain.subarray(0, writeRecords(plain, 0, records, first)) });
   });
 }
@@ -171,7 +171,7 @@ function boundOfBody(
     bound += 2 + topic.length * 3 + 4;
     for (const { messages } of partitions) {
       const content = contentOf((messages as RecordGroup).records);
-      bound += 8 + batchHeadBytes + (Buffer.isBuffer(content) ? content.length : boundOf(content));
+      bound += 8 + batchHeadBytes + (Buffer.isBuffer(content) ? content.length : boundOfAll(content));
     }
   }
   return bound;

@@ -7,7 +7,7 @@ import { compressionType, loadInternals, prepareEncoder } from "../../plugins/ka
 import { crc32c } from "../../plugins/kafka/crc32c.ts";
 import { RecordGroup, type ProduceArgs } from "../../plugins/kafka/fast-produce.ts";
 import { toMessage } from "../../plugins/kafka/parcel.ts";
-import type { BatchRecord } from "../../plugins/kafka/record-batch.ts";
+import { boundOf, writeRecords, type BatchRecord } from "../../plugins/kafka/record-batch.ts";
 import { buildKafka, type BuiltKafka } from "../helpers/kafka-filter.ts";
 import { startKafka, type Kafka } from "../helpers/kafka.ts";
 import { createRandom } from "../helpers/random.ts";
@@ -43,14 +43,11 @@ function randomRecord(random: (below: number) => number): BatchRecord {
   for (let index = random(6); index > 0; index--) {
     headers.push(`${index}: ${randomText(random)}`, random(3) === 0 ? randomBytes(random) : randomText(random));
   }
-  const [key, value] = [random(3), random(10)];
-  return {
-    key: key === 0 ? null : key === 1 ? randomText(random) : randomBytes(random),
-    value: value === 0 ? null : randomBytes(random),
-    headers,
-    // With as many digits as each other: kafkajs looks for the first one among texts.
-    timestamp: 1_764_000_000_000 + random(2 ** [1, 7, 14, 29, 31, 40][random(6)]!),
-  };
+  const key = [null, randomText(random), randomBytes(random)][random(3)] ?? null;
+  const value = random(10) === 0 ? null : randomBytes(random);
+  // With as many digits as each other: kafkajs looks for the first one among texts.
+  const timestamp = 1_764_000_000_000 + random(2 ** [1, 7, 14, 29, 31, 40][random(6)]!);
+  return { key, value, headers, timestamp, bytes: boundOf(key, value, headers) };
 }
 
 function randomRequest(random: (below: number) => number, compression: number): ProduceArgs {
@@ -104,6 +101,11 @@ for (const compression of ["none", "gzip", "snappy", "lz4", "zstd"] as const) {
     }
   });
 }
+
+test("a batch that does not fit is an error, not a torn batch", () => {
+  const record = { key: "k", value: Buffer.alloc(0), headers: ["a".repeat(50), "b"], timestamp: 0, bytes: 1 };
+  assert.throws(() => writeRecords(Buffer.alloc(40), 0, [record], 0), RangeError);
+});
 
 test("CRC-32C of what others publish it for", () => {
   // RFC 3720, B.4, and the check value of the catalogue of parametrised CRC algorithms.
