@@ -24,7 +24,18 @@ export type Protocol = (wanted: { version: number | string }) => (args: ProduceA
 
 interface Exchange {
   readonly request: ProduceRequest;
-  readonly response: unknown;
+  readonly response: ProduceResponse;
+}
+
+interface ProduceResponse {
+  /** Rejects with the first error of any partition. */
+  parse(this: void, answer: Answer): Promise<unknown>;
+}
+
+interface Answer {
+  readonly topics: readonly {
+    readonly partitions: readonly { readonly partition: number; readonly errorCode: number }[];
+  }[];
 }
 
 interface ProduceRequest {
@@ -82,10 +93,24 @@ export function installEncoder({ produce, lookupCodec }: Internals): void {
       const { request, response } = stockExchange(args);
       if (!hasGroups(args)) return { request, response };
       if (request.apiVersion < minVersion) throw new Error(`Kafka is older than 0.11: set encoder to stock`);
-      return { request: { ...request, encode: () => encode(args, lookupCodec) }, response };
+      return {
+        request: { ...request, encode: () => encode(args, lookupCodec) },
+        response: { ...response, parse: (answer) => parse(answer, response) },
+      };
     };
   };
   produce.protocol = Object.assign(protocol, { [mark]: true });
+}
+
+/** Where a partition has failed, the error says as `stored` which ones have not: a request is for one topic. */
+async function parse(answer: Answer, { parse: parseStock }: ProduceResponse): Promise<unknown> {
+  try {
+    return await parseStock(answer);
+  } catch (error) {
+    const partitions = answer.topics.flatMap((each) => each.partitions);
+    const stored = partitions.filter(({ errorCode }) => errorCode === 0).map(({ partition }) => partition);
+    throw error instanceof Error ? Object.assign(error, { stored }) : error;
+  }
 }
 
 function hasGroups({ topicData }: ProduceArgs): boolean {
