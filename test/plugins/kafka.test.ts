@@ -220,15 +220,9 @@ test("a record too large is a result; the good ones around it are stored once ea
   }
 });
 
-for (const acks of ["all", "leader"]) {
-  test(`where a topic's limit is below ours, batches are divided until they fit, acks ${acks}`, options, () =>
-    divideUntilTheyFit(acks),
-  );
-}
-
-async function divideUntilTheyFit(acks: string): Promise<void> {
+test("where a topic's limit is below ours, batches are divided until they fit", options, async () => {
   const topic = await createTopic(3, { "max.message.bytes": "20000" });
-  await using built = await build({ topic: { default: topic }, acks });
+  await using built = await build({ topic: { default: topic } });
   const large = new Set([100, 399]);
   const results = Array.from({ length: 400 }, (_, number) => {
     const payload = `${number}:${"x".repeat(large.has(number) ? 25_000 : 500)}`;
@@ -239,8 +233,7 @@ async function divideUntilTheyFit(acks: string): Promise<void> {
     assert.equal(result, large.has(number) ? "recordTooLarge" : undefined, `record ${number}`);
   }
   const records = await kafka.consume(topic);
-  // Once each: parts that were stored with the first attempt are recognized by the broker when they come again, or, where
-  // the producer is not idempotent, are not sent again.
+  // Once each: parts that were stored with the first attempt are recognized by the broker when they come again.
   const numbers = records.map((record) => Number.parseInt(String(record.value), 10)).toSorted((a, b) => a - b);
   assert.deepEqual(
     numbers,
@@ -254,6 +247,28 @@ async function divideUntilTheyFit(acks: string): Promise<void> {
       order.toSorted((a, b) => a - b),
     );
   }
+});
+
+for (const acks of ["all", "leader"]) {
+  test(`what one partition refuses makes another store nothing twice, acks ${acks}`, options, async () => {
+    const topic = await createTopic(2, { "max.message.bytes": "20000" });
+    await using built = await build({ topic: { default: topic }, acks, partition: "{{ levels[0] }}" });
+    // All before the first send, so that they are one batch.
+    const results = Array.from({ length: 40 }, (_, number) => {
+      const payload = `${number}:${"x".repeat(number === 21 ? 25_000 : 50)}`;
+      return handle(built.filter, createPublishContext({ topic: `${number % 2}/t`, payload, clientId: "c" }));
+    });
+    for (const [number, result] of (await Promise.all(results)).entries()) {
+      assert.equal(result, number === 21 ? "recordTooLarge" : undefined, `record ${number}`);
+    }
+    const sends = await built.host.metricValue("sluice_kafka_errors_total", { reason: "tooLarge" });
+    assert.ok(sends !== undefined && sends > 0);
+    const numbers = (await kafka.consume(topic)).map(({ value }) => Number.parseInt(String(value), 10));
+    assert.deepEqual(
+      numbers.toSorted((a, b) => a - b),
+      [...Array.from({ length: 40 }).keys()].filter((number) => number !== 21),
+    );
+  });
 }
 
 test("a deleted topic holds up no other, and is written again when it is back", options, async () => {
