@@ -336,6 +336,10 @@ export interface Host {
     };
     kinds(): readonly KindInfo[];
     health(): readonly ObjectHealth[];
+    readonly worker: {
+        readonly index: number;
+        readonly count: number;
+    };
     about(): {
         name: string;
         version: string;

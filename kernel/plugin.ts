@@ -604,6 +604,12 @@ export interface Host {
   kinds(): readonly KindInfo[];
   /** Of every filter, service and proxy. */
   health(): readonly ObjectHealth[];
+  /**
+   * Which of the gateway's processes this one is, from 0, and how many there are (`workers` of the Gateway document). Each
+   * has an instance of every filter; a filter that owns a folder or a port needs one for each. A service has one instance,
+   * with index 0.
+   */
+  readonly worker: { readonly index: number; readonly count: number };
   /** Product name, version, Node version, start time in milliseconds since the epoch. */
   about(): { name: string; version: string; node: string; startedAt: number };
   /** The log level of the whole gateway: trace, debug, info, warn, error, fatal. */
