@@ -24,7 +24,11 @@ export interface HistogramSpec {
 }
 
 /** `samples` reads it for the text format: cumulative buckets, sum and count of each series that was observed. */
-export function createHistogram({ name, labels, buckets }: HistogramSpec): Histogram & { readonly samples: () => Sample[] } {
+export function createHistogram({
+  name,
+  labels,
+  buckets,
+}: HistogramSpec): Histogram & { readonly samples: () => Sample[] } {
   const bySeries = new Map<string, Series>();
 
   function seriesOf(fixed: Record<string, string>): Series {

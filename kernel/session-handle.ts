@@ -87,15 +87,31 @@ export function createHandle(session: Session, owner: HandleOwner): MemoryHandle
         secure();
         return;
       }
-      if (next.qos > 0 && next.packetId === 0) {
-        session.number(next);
-        if (next.recorded) void owner.record([next]);
-      }
+      number(next);
       if (!deliver(next, false)) return;
       if (next.qos > 0) credit--;
       session.take();
       if (next.qos === 0) owner.delivered(next);
     }
+  }
+
+  function number(entry: Entry): void {
+    if (entry.qos === 0 || entry.packetId !== 0) return;
+    session.number(entry);
+    if (entry.recorded) void owner.record([entry]);
+  }
+
+  /** Where nothing waits in front of it, a message needs no place in the queue. Answers whether it is gone. */
+  function sendAtOnce(entry: Entry): boolean {
+    if (!deliver || resend.length > 0 || session.queued > 0) return false;
+    if (isUnsafe(entry) || isExpired(entry) || session.isFull(entry.message.bytes)) return false;
+    if (entry.qos > 0 && credit <= 0) return false;
+    number(entry);
+    if (!deliver(entry, false)) return false;
+    if (entry.qos > 0) credit--;
+    session.sent(entry);
+    if (entry.qos === 0) owner.delivered(entry);
+    return true;
   }
 
   function isExpired({ message }: Entry): boolean {
@@ -147,6 +163,7 @@ export function createHandle(session: Session, owner: HandleOwner): MemoryHandle
     offer(entry) {
       // Nothing in flight: from here on it has something to settle.
       if (session.inflight.size === 0) owner.stirred();
+      if (sendAtOnce(entry)) return;
       session.push(entry);
       pump();
     },

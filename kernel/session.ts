@@ -88,9 +88,8 @@ export class Session {
 
   /** Would one more message go over the bound? */
   isFull(bytes: number): boolean {
-    return (
-      this.queued + this.inflight.size >= this.owner.queue.maxMessages || this.bytes + bytes > this.owner.queue.maxBytes
-    );
+    const { maxMessages, maxBytes } = this.owner.queue;
+    return this.queued + this.inflight.size >= maxMessages || this.bytes + bytes > maxBytes;
   }
 
   isCrowded(): boolean {
@@ -103,28 +102,38 @@ export class Session {
   }
 
   private over(share: number): boolean {
-    return (
-      this.queued + this.inflight.size > this.owner.queue.maxMessages * share ||
-      this.bytes > this.owner.queue.maxBytes * share
-    );
+    const { maxMessages, maxBytes } = this.owner.queue;
+    return this.queued + this.inflight.size > maxMessages * share || this.bytes > maxBytes * share;
   }
 
   /** Queues it. Where there is no room the oldest goes for it; at QoS 0 it goes itself. */
   push(entry: Entry): void {
+    const { bytes } = entry.message;
+    let isFull = this.isFull(bytes);
     if (entry.qos === 0) {
-      if (this.qos0 >= maxQos0 || this.isFull(entry.message.bytes)) {
+      if (this.qos0 >= maxQos0 || isFull) {
         this.owner.lost(this, entry, "qos0_busy");
         return;
       }
       this.qos0++;
     }
-    while (this.isFull(entry.message.bytes) && this.queued > 0) this.drop("queue_full");
+    while (isFull && this.queued > 0) {
+      this.drop("queue_full");
+      isFull = this.isFull(bytes);
+    }
     // Larger than the whole bound, or all of it in flight: nothing older is left to give way.
-    if (this.isFull(entry.message.bytes)) {
+    if (isFull) {
       this.owner.lost(this, entry, "queue_full");
       return;
     }
     this.queue.push(entry);
+    this.bytes += bytes;
+  }
+
+  /** It was sent past the queue, in which nothing waits. */
+  sent(entry: Entry): void {
+    if (entry.qos === 0) return;
+    this.inflight.add(entry);
     this.bytes += entry.message.bytes;
   }
 
