@@ -143,9 +143,10 @@ export class Connection {
     this.timer = setTimeout(() => this.close("connectTimeout"), limits.connectTimeoutMs);
     socket.on("data", (chunk: Buffer) => this.received(chunk));
     socket.on("drain", () => this.drained());
-    socket.on("error", () => this.close("connectionLost"));
-    socket.on("end", () => this.close("connectionLost"));
-    socket.on("close", () => this.close("connectionLost"));
+    const lost = (): void => this.close("connectionLost");
+    socket.on("error", lost);
+    socket.on("end", lost);
+    socket.on("close", lost);
   }
 
   get address(): string {

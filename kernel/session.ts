@@ -52,6 +52,8 @@ const overheadBytes = 128;
 /** The QoS 0 messages that may wait for a connection that is busy; more are dropped and counted. */
 const maxQos0 = 1000;
 
+const nothing: ReadonlySet<Entry> = new Set();
+
 /**
  * The in-memory session. Messages wait in `queue`, oldest first; `take` moves them to `inflight` (QoS 1 and 2) until they
  * are settled. A class, because there are as many as clients.
@@ -60,8 +62,8 @@ export class Session {
   readonly clientId: string;
   expirySec: SessionExpiry;
   readonly subscriptions = new Map<string, SubscriptionOptions>();
-  /** In the order they were sent. */
-  readonly inflight = new Set<Entry>();
+  /** Of deliveries in flight; not before the first: most clients only publish. */
+  private sending: Set<Entry> | undefined;
   /** Of QoS 2 messages that the client sends. */
   inbound: Set<number> | undefined;
   /** Those of them that are not durable yet: they don't count. */
@@ -80,6 +82,11 @@ export class Session {
     this.clientId = clientId;
     this.expirySec = expirySec;
     this.owner = owner;
+  }
+
+  /** In the order they were sent. */
+  get inflight(): ReadonlySet<Entry> {
+    return this.sending ?? nothing;
   }
 
   get queued(): number {
@@ -133,7 +140,7 @@ export class Session {
   /** It was sent past the queue, in which nothing waits. */
   sent(entry: Entry): void {
     if (entry.qos === 0) return;
-    this.inflight.add(entry);
+    (this.sending ??= new Set()).add(entry);
     this.bytes += entry.message.bytes;
   }
 
@@ -155,7 +162,7 @@ export class Session {
   take(): void {
     const entry = this.shift();
     if (!entry || entry.qos === 0) return;
-    this.inflight.add(entry);
+    (this.sending ??= new Set()).add(entry);
     this.bytes += entry.message.bytes;
   }
 
@@ -179,7 +186,7 @@ export class Session {
 
   /** False: it is not, or no longer, in flight. */
   settle(entry: Entry): boolean {
-    if (!this.inflight.delete(entry)) return false;
+    if (!this.sending?.delete(entry)) return false;
     this.packetIds?.delete(entry.packetId);
     this.bytes -= entry.message.bytes;
     this.relieve();
@@ -218,7 +225,7 @@ export class Session {
         this.queue.push(entry);
         continue;
       }
-      this.inflight.add(entry);
+      (this.sending ??= new Set()).add(entry);
       (this.packetIds ??= new Set()).add(entry.packetId);
       this.lastPacketId = entry.packetId;
     }
