@@ -12,6 +12,7 @@ import type {
   Metrics,
   ObjectHealth,
   PacketType,
+  PendingResult,
   Reason,
 } from "./plugin.ts";
 import type { IsolationSpec, KindOrigin, PipelineSpec } from "./spec.ts";
@@ -45,6 +46,8 @@ export interface Job {
    * handed the job, so that all jobs of a kind can share it.
    */
   readonly final?: ((job: Job) => void | Promise<unknown>) | undefined;
+  /** `final` keeps the order itself: the next packet's is called while this one's is under way. */
+  readonly finalKeepsOrder?: boolean | undefined;
 }
 
 /** How a run ends that was not over at once. It is handed the job, so that all jobs of a kind can share it. */
@@ -126,6 +129,8 @@ class PacketRun {
   private inside = false;
   private waiting = false;
   private ended = false;
+  /** It is calling `then`. */
+  private asking = false;
   private enteredAt = 0;
 
   constructor(flow: Flow, job: Job) {
@@ -195,17 +200,19 @@ class PacketRun {
       this.inside = true;
       if (!hasTime) this.enteredAt = performance.now();
       if (this.startedAt === 0) this.startedAt = this.enteredAt;
-      let result: FilterResult | Promise<FilterResult>;
+      let result: FilterResult | PendingResult;
       try {
         result = node.filter.handle(this as unknown as FilterContext);
       } catch (error) {
         return this.failed(node, error);
       }
-      if (isPromise(result)) {
-        result.then(
+      if (isPending(result)) {
+        this.asking = true;
+        void result.then(
           (value) => this.resume(() => this.left(node, value)),
           (error: unknown) => this.resume(() => this.failed(node, error)),
         );
+        this.asking = false;
         // The successor may go in as well where the kind keeps the order itself.
         if (node.kind.concurrent) this.next?.wake();
         return undefined;
@@ -214,13 +221,14 @@ class PacketRun {
       if (outcome) return outcome;
       hasTime = true;
     }
-    const { final } = this.job;
+    const { final, finalKeepsOrder = false } = this.job;
     if (!final) return this.end(passed);
-    if (!this.mayEnter(false)) return undefined;
+    if (!this.mayEnter(finalKeepsOrder)) return undefined;
     this.inside = true;
     try {
       const delivered = final(this.job);
       if (!isPromise(delivered)) return this.end(passed);
+      if (finalKeepsOrder) this.next?.wake();
       delivered.then(
         () => this.resume(() => this.end(passed)),
         (error: unknown) => this.resume(() => this.undelivered(error)),
@@ -234,6 +242,11 @@ class PacketRun {
   /** After a promise: unless the deadline came first, do the step and go on. */
   private resume(step: () => Outcome | undefined): void {
     if (this.ended) return;
+    // No promise answers so soon, and start() is not ready for it.
+    if (this.asking) {
+      queueMicrotask(() => this.resume(step));
+      return;
+    }
     const outcome = step() ?? this.advance(true);
     if (outcome) this.report(outcome);
   }
@@ -477,4 +490,8 @@ function buildNodes(
 
 function isPromise<T>(value: T | Promise<T>): value is Promise<T> {
   return typeof (value as { then?: unknown } | undefined)?.then === "function";
+}
+
+function isPending(value: FilterResult | PendingResult): value is PendingResult {
+  return typeof value === "object" && typeof value.then === "function";
 }

@@ -110,8 +110,18 @@ export class Publisher {
   /** A will's run through the Publish pipeline, and in brokerMode the fan-out behind it. */
   will(packet: PublishPacket): Job {
     const { topic, properties } = packet;
-    const final = this.deps.spec.brokerMode ? () => this.fanOut(packet, topic, properties, undefined) : undefined;
-    return { type: "Publish", origin: "will", packet, client: this.admitted.client, lane: this.lane, final };
+    const { spec, store } = this.deps;
+    const final = spec.brokerMode ? () => this.fanOut(packet, topic, properties, undefined) : undefined;
+    const { client } = this.admitted;
+    return {
+      type: "Publish",
+      origin: "will",
+      packet,
+      client,
+      lane: this.lane,
+      final,
+      finalKeepsOrder: store.keepsOrder,
+    };
   }
 
   private begin({ topic, payload, qos, retain, dup, packetId, properties, bytes }: PublishIn): Under {
@@ -122,6 +132,7 @@ export class Publisher {
       client: this.admitted.client,
       lane: this.lane,
       final: this.deps.spec.brokerMode ? fanOut : undefined,
+      finalKeepsOrder: this.deps.store.keepsOrder,
       publisher: this,
       packetId: packetId ?? 0,
       qos,

@@ -208,24 +208,28 @@ class LocalHandle implements MemoryHandle {
 /** {@link SessionHandle.inbound}. */
 class HandleInbound {
   private readonly handle: LocalHandle;
-  private readonly ids: HandleOwner["inbound"];
+  private readonly inner: HandleOwner["inbound"];
 
-  constructor(handle: LocalHandle, ids: HandleOwner["inbound"]) {
+  constructor(handle: LocalHandle, inner: HandleOwner["inbound"]) {
     this.handle = handle;
-    this.ids = ids;
+    this.inner = inner;
   }
 
   has(packetId: number): boolean {
-    return this.handle.isOpen && this.ids.has(packetId);
+    return this.handle.isOpen && this.inner.has(packetId);
   }
 
   /** Also late: a pipeline may take longer than the connection lasts. */
   add(packetId: number): Awaitable<void> {
-    return this.ids.add(packetId);
+    return this.inner.add(packetId);
   }
 
   delete(packetId: number): Awaitable<void> {
-    if (this.handle.isOpen) return this.ids.delete(packetId);
+    if (this.handle.isOpen) return this.inner.delete(packetId);
+  }
+
+  ids(): Iterable<number> {
+    return this.handle.isOpen ? (this.inner.ids?.() ?? []) : [];
   }
 }
 
