@@ -1,7 +1,7 @@
 /** One client's connection: CONNECT deadline, keep alive, ordered acks, back-pressure, closed once. */
 import type { Duplex } from "node:stream";
 import { createDecoder, type Decoder, type InPacket, type Refusal } from "./codec.ts";
-import { encodeDisconnect, type ShortAck, shortAckBytes, writeShortAck } from "./encoder.ts";
+import { encodeDisconnect, type PublishTemplate, type ShortAck, shortAckBytes, writeShortAck } from "./encoder.ts";
 import type { Remote } from "./listener.ts";
 import type { ProtocolVersion } from "./packet.ts";
 import type { Reason } from "./plugin.ts";
@@ -112,6 +112,7 @@ export class Connection {
   private readonly decoder: Decoder;
   private paused = 0;
   private decoding = false;
+  /** What leaves next. A negative number is of the buffer behind it: where its packet id goes, and which. */
   private out: (Buffer | ShortAck)[] = [];
   private outBytes = 0;
   private flushing = false;
@@ -142,9 +143,10 @@ export class Connection {
     this.timer = setTimeout(() => this.close("connectTimeout"), limits.connectTimeoutMs);
     socket.on("data", (chunk: Buffer) => this.received(chunk));
     socket.on("drain", () => this.drained());
-    socket.on("error", () => this.close("connectionLost"));
-    socket.on("end", () => this.close("connectionLost"));
-    socket.on("close", () => this.close("connectionLost"));
+    const lost = (): void => this.close("connectionLost");
+    socket.on("error", lost);
+    socket.on("end", lost);
+    socket.on("close", lost);
   }
 
   get address(): string {
@@ -169,6 +171,18 @@ export class Connection {
       return;
     }
     this.out.push(frame);
+    this.queued(length);
+  }
+
+  /** A PUBLISH whose bytes all subscribers share: its packet id is set where it is copied for the socket. */
+  sendTemplate({ bytes, idAt }: PublishTemplate, packetId: number): void {
+    if (this.closed) return;
+    if (idAt >= 0) this.out.push(-(idAt * 0x1_0000 + packetId));
+    this.out.push(bytes);
+    this.queued(bytes.length);
+  }
+
+  private queued(length: number): void {
     this.outBytes += length;
     if (this.outBytes > maxBatchBytes) this.flush();
     if (this.flushing) return;
@@ -357,12 +371,18 @@ function flushLater(connection: Connection): void {
 function joined(frames: readonly (Buffer | ShortAck)[], length: number): Buffer {
   const bytes = Buffer.allocUnsafe(length);
   let at = 0;
+  let patch = 0;
   for (const frame of frames) {
-    if (typeof frame === "number") {
+    if (typeof frame === "object") {
+      frame.copy(bytes, at);
+      if (patch > 0) bytes.writeUInt16BE(patch % 0x1_0000, at + Math.floor(patch / 0x1_0000));
+      patch = 0;
+      at += frame.length;
+    } else if (frame < 0) {
+      patch = -frame;
+    } else {
       writeShortAck(frame, bytes, at);
       at += shortAckBytes;
-    } else {
-      at += frame.copy(bytes, at);
     }
   }
   return bytes;
