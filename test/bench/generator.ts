@@ -33,7 +33,10 @@ interface Reply {
 
 export function createGenerator(): Generator {
   const child = fork(join(import.meta.dirname, "load/process.ts"), { stdio: "inherit" });
-  const waiting = new Map<number, { resolve(reply: Reply): void; reject(error: Error): void }>();
+  const waiting = new Map<
+    number,
+    { readonly resolve: (reply: Reply) => void; readonly reject: (error: Error) => void }
+  >();
   let last = 0;
   let loads = 0;
   child.on("message", (reply: Reply) => {

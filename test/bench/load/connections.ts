@@ -29,13 +29,17 @@ export const connections: Load<ConnectionsOptions> = {
     const totals = { sent: 0, acked: 0, closed: 0, skipped: 0 };
     const clients: LoadClient[] = [];
     let next = 0;
+    const startedAt = nowMs();
+    let tookMs = 0;
     let stopping = false;
 
     async function open(n: number): Promise<void> {
-      const startedAt = nowMs();
+      const at = nowMs();
       try {
         const client = await openClient(address, { clientId: `${prefix}-${n}`, keepAlive, clean });
-        latencies.add(nowMs() - startedAt);
+        const now = nowMs();
+        latencies.add(now - at);
+        tookMs = now - startedAt;
         totals.sent++;
         if (stopping) client.destroy();
         else if (leave) client.socket.end(disconnect);
@@ -59,7 +63,6 @@ export const connections: Load<ConnectionsOptions> = {
 
     let pinged = 0;
     let sinceMs = nowMs();
-    const startedAt = nowMs();
     const timer = setInterval(() => {
       const now = nowMs();
       if (rate !== undefined) {
@@ -73,7 +76,7 @@ export const connections: Load<ConnectionsOptions> = {
       sinceMs = now;
       for (let n = 0; n < Math.floor(share); n++) clients[pinged++ % clients.length]!.socket.write(pingreq);
     }, tickMs);
-    const read = () => ({ ...totals, latencies: latencies.read() });
+    const read = () => ({ ...totals, tookMs, latencies: latencies.read() });
     return Promise.resolve({
       read,
       stop() {

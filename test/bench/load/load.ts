@@ -12,6 +12,8 @@ export interface Counts {
   readonly skipped?: number;
   /** Connections that the server has closed. */
   readonly closed?: number;
+  /** Milliseconds to the last connection. */
+  readonly tookMs?: number;
   /** HTTP answers by status. */
   readonly statuses?: Readonly<Record<string, number>>;
   /** See latencies.ts. */

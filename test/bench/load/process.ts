@@ -1,11 +1,12 @@
 /** A generator's own process: its parent tells it what to run, by messages. See ../generator.ts. */
 import { connections } from "./connections.ts";
 import { fanOut } from "./fan-out.ts";
+import { kafkaReader } from "./kafka-reader.ts";
 import type { Running } from "./load.ts";
 import { publishers } from "./publishers.ts";
 import { requests } from "./requests.ts";
 
-const loads = { connections, fanOut, publishers, requests };
+const loads = { connections, fanOut, kafkaReader, publishers, requests };
 export type Loads = typeof loads;
 
 export interface Call {

@@ -89,7 +89,7 @@ export const publishers: Load<PublishersOptions> = {
           send(1, now);
           if (qos === 0) underway = 0;
         },
-        acked(type: number, frame: Buffer, body: number): void {
+        acked: (type: number, frame: Buffer, body: number): void => {
           if (type === types.puback) {
             const slot = ((frame[body]! << 8) | frame[body + 1]!) - 1;
             latencies.add(chunkAt() - sentAt[slot]!);
