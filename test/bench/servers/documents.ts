@@ -42,6 +42,5 @@ filters:${isMapped ? mapper : ""}
     kind: KafkaMQTT
     backend: [${brokers.map((each) => JSON.stringify(each)).join(", ")}]
     topic: { default: ${isMapped ? "other" : topic} }
-    mqtt: { topicKey: kafka-topic, headerKey: kafka-headers }
-`;
+${isMapped ? "    mqtt: { topicKey: kafka-topic, headerKey: kafka-headers }\n" : ""}`;
 }
