@@ -168,7 +168,13 @@ export async function latency(bench: Bench, options: { readonly rate: number }):
   const had = await kafka.arrived();
   const consumer = await reader.start("kafkaReader", { brokers, topic });
   const { address } = server;
-  const publishing = { clients: 50, qos: 1, window: 1000, topics: ["bench/device/12345/log"] } as const;
+  const publishing = {
+    clients: 50,
+    qos: 1,
+    window: 1000,
+    topics: ["bench/device/12345/log"],
+    isStamped: true,
+  } as const;
   const load = await generator.start("publishers", { ...publishing, ...options, address, payloadBytes });
   await sleep(warmUpSeconds * 1000);
   const first = await consumer.read();

@@ -12,6 +12,8 @@ export interface FanOutOptions {
   readonly window: number;
   readonly payloadBytes: number;
   readonly topic: string;
+  /** Subscribers acknowledge nothing. */
+  readonly isStill?: boolean | undefined;
   readonly prefix?: string | undefined;
 }
 
@@ -19,7 +21,7 @@ export interface FanOutOptions {
 const stalledMs = 500;
 
 export const fanOut: Load<FanOutOptions> = {
-  async start({ address, subscribers: count, qos, window, payloadBytes, topic, prefix = "load" }) {
+  async start({ address, subscribers: count, qos, window, payloadBytes, topic, isStill = false, prefix = "load" }) {
     const latencies = createLatencies();
     const totals = { sent: 0, acked: 0, received: 0, closed: 0 };
     let lost = 0;
@@ -39,7 +41,7 @@ export const fanOut: Load<FanOutOptions> = {
       client.onFrame = (type, bytes, body) => {
         if (type !== types.publish) return;
         totals.received++;
-        if (qos === 0) return;
+        if (qos === 0 || isStill) return;
         const idAt = body + 2 + ((bytes[body]! << 8) | bytes[body + 1]!);
         ids.push((bytes[idAt]! << 8) | bytes[idAt + 1]!);
       };

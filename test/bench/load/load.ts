@@ -18,6 +18,8 @@ export interface Counts {
   readonly statuses?: Readonly<Record<string, number>>;
   /** See latencies.ts. */
   readonly latencies: readonly number[];
+  /** Other times, by name. */
+  readonly more?: Readonly<Record<string, readonly number[]>>;
 }
 
 export interface Running {

@@ -3,10 +3,11 @@ import { connections } from "./connections.ts";
 import { fanOut } from "./fan-out.ts";
 import { kafkaReader } from "./kafka-reader.ts";
 import type { Running } from "./load.ts";
+import { probes } from "./probes.ts";
 import { publishers } from "./publishers.ts";
 import { requests } from "./requests.ts";
 
-const loads = { connections, fanOut, kafkaReader, publishers, requests };
+const loads = { connections, fanOut, kafkaReader, probes, publishers, requests };
 export type Loads = typeof loads;
 
 export interface Call {

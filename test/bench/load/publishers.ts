@@ -15,6 +15,8 @@ export interface PublishersOptions {
   readonly topics: readonly string[];
   /** Messages a second of all together, whether answered or not; without it, as fast as they are answered. */
   readonly rate?: number | undefined;
+  /** With a rate: payloads begin with the time at which they are sent, as a double of milliseconds. */
+  readonly isStamped?: boolean | undefined;
   readonly prefix?: string | undefined;
   readonly username?: string | undefined;
   readonly password?: string | undefined;
@@ -26,7 +28,18 @@ const tickMs = 2;
 
 export const publishers: Load<PublishersOptions> = {
   async start(options) {
-    const { address, qos, window, payloadBytes, topics, rate, prefix = "load", username, password } = options;
+    const {
+      address,
+      qos,
+      window,
+      payloadBytes,
+      topics,
+      rate,
+      isStamped = false,
+      prefix = "load",
+      username,
+      password,
+    } = options;
     const count = options.clients;
     const payload = Buffer.alloc(payloadBytes, "x");
     const latencies = createLatencies();
@@ -48,8 +61,7 @@ export const publishers: Load<PublishersOptions> = {
     function createSender({ socket }: LoadClient, ring: Ring) {
       const { slots, bytes, frameBytes, payloadAt } = ring;
       const sentAt = new Float64Array(slots);
-      // Only where the payload tells when it was sent do clients need bytes of their own.
-      const own = rate === undefined ? bytes : Buffer.from(bytes);
+      const own = isStamped ? Buffer.from(bytes) : bytes;
       let cursor = 0;
       let credit = 0;
       let underway = 0;
@@ -80,13 +92,17 @@ export const publishers: Load<PublishersOptions> = {
           }
         },
         /** At a given rate. */
-        offer(now: number): void {
-          if (socket.writableLength > maxHeldBytes || underway >= slots) {
-            totals.skipped++;
-            return;
+        offer(messages: number, now: number): void {
+          const room = socket.writableLength > maxHeldBytes ? 0 : slots - underway;
+          const taken = Math.min(room, messages);
+          totals.skipped += messages - taken;
+          if (taken === 0) return;
+          if (isStamped) {
+            for (let n = 0; n < taken; n++) {
+              own.writeDoubleLE(now, ((cursor + n) % slots) * frameBytes + payloadAt);
+            }
           }
-          if (payloadBytes >= 8) own.writeDoubleLE(now, cursor * frameBytes + payloadAt);
-          send(1, now);
+          send(taken, now);
           if (qos === 0) underway = 0;
         },
         acked: (type: number, frame: Buffer, body: number): void => {
@@ -130,7 +146,11 @@ export const publishers: Load<PublishersOptions> = {
       timer = setInterval(() => {
         const now = nowMs();
         const due = Math.floor(((now - startedAt) * rate) / 1000);
-        for (; offered < due; offered++) senders[offered % senders.length]!.offer(now);
+        // Each client's share in one write, and what is over to those whose turn it is.
+        const share = Math.floor((due - offered) / senders.length);
+        if (share > 0) for (const sender of senders) sender.offer(share, now);
+        offered += share * senders.length;
+        for (; offered < due; offered++) senders[offered % senders.length]!.offer(1, now);
       }, tickMs);
     }
 
