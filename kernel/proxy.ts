@@ -27,6 +27,7 @@ import type { Awaitable, PublishOptions, Store } from "./store.ts";
 import { createSysTopics } from "./sys-topics.ts";
 import { createThrottle } from "./throttle.ts";
 import { topicNameProblem } from "./topics.ts";
+import { createTurns } from "./turns.ts";
 import { createWills } from "./will.ts";
 
 export interface Proxy extends ProxyHandle {
@@ -134,6 +135,7 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
   const inboundWork = createInboundWork<Outcome>();
 
   const owner: ConnectionOwner = {
+    turns: createTurns(),
     get limits() {
       return spec;
     },
@@ -398,6 +400,7 @@ const pauseReasons = new Map<number, string>([
   [pause.work, "work"],
   [pause.limit, "limit"],
   [pause.output, "output"],
+  [pause.turn, "turn"],
 ]);
 
 /** The CONNACK to CONNECTs that can't be read. */

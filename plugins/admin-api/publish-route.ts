@@ -4,6 +4,7 @@ import type { Host, PublishOutcome } from "@sluice/kernel";
 import { invalidJson, readJson } from "./body.ts";
 import { send } from "./negotiate.ts";
 import { describeProblem, problem } from "./problem.ts";
+import { createPace } from "./pace.ts";
 import { createPublishGate, type Passage } from "./publish-gate.ts";
 import { type PublishItem, readPublishItem } from "./publish-request.ts";
 import type { Route } from "./route.ts";
@@ -22,6 +23,7 @@ export interface PublishLimits {
 
 export function publishRoutes(host: Host, { maxBodyBytes, maxPublishes }: PublishLimits): Route[] {
   const gate = createPublishGate(maxPublishes, host.metrics);
+  const pace = createPace();
 
   async function publish(
     proxy: string,
@@ -75,6 +77,7 @@ export function publishRoutes(host: Host, { maxBodyBytes, maxPublishes }: Publis
         // Before the body is read: what is read of it takes memory too.
         const passage = gate.enter();
         try {
+          await pace();
           await answer(ctx, name, waitMs, passage);
         } finally {
           passage.leave();

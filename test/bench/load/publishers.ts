@@ -17,6 +17,8 @@ export interface PublishersOptions {
   readonly rate?: number | undefined;
   /** With a rate: payloads begin with the time at which they are sent, as a double of milliseconds. */
   readonly isStamped?: boolean | undefined;
+  /** The end closes the connections at once, whatever is still under way. */
+  readonly isAbrupt?: boolean | undefined;
   readonly prefix?: string | undefined;
   readonly username?: string | undefined;
   readonly password?: string | undefined;
@@ -36,6 +38,7 @@ export const publishers: Load<PublishersOptions> = {
       topics,
       rate,
       isStamped = false,
+      isAbrupt = false,
       prefix = "load",
       username,
       password,
@@ -162,7 +165,7 @@ export const publishers: Load<PublishersOptions> = {
         clearInterval(timer);
         // What is under way is still answered, or the server doesn't answer any more.
         const until = nowMs() + 10_000;
-        const isOver = () => totals.closed > 0 || senders.every((sender) => sender.underway() <= 0);
+        const isOver = () => isAbrupt || totals.closed > 0 || senders.every((sender) => sender.underway() <= 0);
         while (!isOver() && nowMs() < until) await new Promise((resolve) => setTimeout(resolve, 20));
         for (const client of opened) client.destroy();
         return read();

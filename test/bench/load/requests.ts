@@ -80,7 +80,7 @@ export const requests: Load<RequestsOptions> = {
       async stop() {
         stopping = true;
         clearInterval(timer);
-        const until = nowMs() + 10_000;
+        const until = nowMs() + 20_000;
         while (totals.acked < totals.sent && totals.closed === 0 && nowMs() < until) {
           await new Promise((resolve) => setTimeout(resolve, 20));
         }
