@@ -26,6 +26,7 @@ import type { DrainSpec, ProxySpec } from "./spec.ts";
 import type { Store, StoreCounts } from "./store.ts";
 import { createSysTopics } from "./sys-topics.ts";
 import { createThrottle } from "./throttle.ts";
+import { createTurns } from "./turns.ts";
 import { createWills } from "./will.ts";
 
 export interface Proxy extends ProxyHandle {
@@ -157,6 +158,7 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
   });
 
   const owner: ConnectionOwner = {
+    turns: createTurns(),
     get limits() {
       return spec;
     },
@@ -412,6 +414,7 @@ const pauseReasons = new Map<number, string>([
   [pause.work, "work"],
   [pause.limit, "limit"],
   [pause.output, "output"],
+  [pause.turn, "turn"],
 ]);
 
 /** The CONNACK to CONNECTs that can't be read. */

@@ -22,6 +22,7 @@ const prefixes = ["/apis/v1", "/apis/v2"];
 
 export interface AppOptions {
   readonly maxBodyBytes: number;
+  readonly maxPublishes: number;
   readonly checkOrigin: OriginCheck;
   readonly authenticator: Authenticator;
   /** Paths that need no credentials, without their prefix. */
@@ -31,11 +32,11 @@ export interface AppOptions {
 }
 
 export function createApp(host: Host, options: AppOptions): Koa {
-  const { maxBodyBytes, checkOrigin, authenticator } = options;
+  const { maxBodyBytes, maxPublishes, checkOrigin, authenticator } = options;
   const open = new Set(options.openRoutes.flatMap((path) => [path, ...prefixes.map((prefix) => prefix + path)]));
   const observe = createRequestMetrics(host.metrics);
   const routes = [
-    ...publishRoutes(host, maxBodyBytes),
+    ...publishRoutes(host, { maxBodyBytes, maxPublishes }),
     ...sessionRoutes(host, maxBodyBytes),
     ...objectRoutes(host),
     ...changeRoutes(host, maxBodyBytes),
