@@ -38,6 +38,8 @@ export interface Job {
   readonly lane: Lane;
   /** Instead of the one that the proxy's rules name. */
   readonly pipeline?: string | undefined;
+  /** What filters find in `ctx.data` besides PIPELINE. */
+  readonly data?: readonly (readonly [key: string, value: unknown])[] | undefined;
   /** Of a Connect whose client named an authentication method. */
   readonly auth?: Authentication | undefined;
   /**
@@ -126,10 +128,11 @@ class PacketRun {
     this.auth = job.auth;
     this.lane = job.lane;
     this.final = job.final;
+    if (job.data) this.map = new Map([["PIPELINE", flow.data], ...job.data]);
   }
 
   get data(): Map<string, unknown> {
-    return (this.map ??= new Map([["PIPELINE", this.flow.data]]));
+    return (this.map ??= new Map<string, unknown>([["PIPELINE", this.flow.data]]));
   }
 
   get signal(): AbortSignal {

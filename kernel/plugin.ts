@@ -232,11 +232,27 @@ export type FilterContext = ConnectContext | PublishContext | SubscribeContext |
 /** Nothing (go on), or the name of a declared result (`jumpIf` decides; without one the pipeline ends as design.md's table says). */
 export type FilterResult = string | void | undefined;
 
+/**
+ * What an error that `handle` throws may say of itself. Each part may be left out, and any error will do. Where the proxy
+ * has a `deadLetter`, a packet that faults again and again goes there; what is away must not send it there.
+ */
+export interface Fault extends Error {
+  /** What a program can rely on; a dead letter's header `error`. */
+  readonly code?: string;
+  /**
+   * True: it is about this packet, and will be so each time it comes. False: about something else, such as a system that
+   * is away, so that the packet waits for as long as that takes. Without it a fault counts as the packet's own where
+   * others passed since it faulted last.
+   */
+  readonly poison?: boolean;
+}
+
 /** An instance of a filter kind: one use of it in one pipeline of the config. */
 export interface Filter {
   /**
    * Called in the order a connection's packets came. *Return* what a retry can't mend (a declared result), *throw* (or
-   * reject) what it can: a throw withholds the ack. Answer synchronously where possible, which costs no promise.
+   * reject) what it can: a throw withholds the ack; {@link Fault} is what an error can tell. Answer synchronously where
+   * possible, which costs no promise.
    */
   handle(ctx: FilterContext): FilterResult | Promise<FilterResult>;
   /**

@@ -9,6 +9,7 @@ import { isFinal, nameOf, type Outcome, textOf } from "./outcome.ts";
 import type { AckIn, PublishIn } from "./packet.ts";
 import { createLane, type Job, type Lane } from "./pipeline.ts";
 import type { PublishOutcome, PublishPacket } from "./plugin.ts";
+import { type DeadLetter, deadLetterKey } from "./poison.ts";
 import { propertiesProblem } from "./properties.ts";
 import { codes, firstError, reasonCodeFor, reasonCodes } from "./reasons.ts";
 import { retainAvailable } from "./spec.ts";
@@ -37,6 +38,8 @@ export class Publisher {
   private readonly deps: PeerDeps;
   private readonly isV5: boolean;
   private readonly lane: Lane = createLane();
+  /** Of the dead-letter pipeline. */
+  private deadLane: Lane | undefined;
   private limiter: Limiter | undefined;
   private aliases: TopicAliasesIn | undefined;
   /** MQTT 5: ids of QoS 1 and 2 that have not been acknowledged whole; bounded by the receive maximum. */
@@ -76,13 +79,13 @@ export class Publisher {
     meters.messageIn();
     const under: Under = { packetId, qos, work: connection.begin(packetId, bytes), matched: -1 };
     if (qos < 2) {
-      this.handle(publish, under, (outcome) => this.ended(under, outcome));
+      this.handle(publish, under, (outcome) => this.settled(publish, under, outcome));
       return;
     }
     this.pending ??= new Set();
     this.pending.add(packetId);
     const done = this.deps.inboundWork.begin(this.admitted.client.id, packetId);
-    this.handle(publish, under, (outcome) => this.ended(under, outcome, done));
+    this.handle(publish, under, (outcome) => this.settled(publish, under, outcome, done));
   }
 
   /** PUBREL: the id is free again [MQTT-4.3.3-11]. */
@@ -178,6 +181,53 @@ export class Publisher {
       return;
     }
     const job = this.job({ topic, payload, qos, retain, dup, packetId, properties }, "client", under);
+    const outcome = this.deps.run(job, settle);
+    if (outcome) settle(outcome);
+  }
+
+  /** @param done of a QoS 2 message, as for `ended` */
+  private settled(publish: PublishIn, under: Under, outcome: Outcome, done?: (outcome: Outcome) => void): void {
+    const { poison } = this.deps;
+    const { deadLetter } = poison;
+    if (deadLetter) {
+      const { id } = this.admitted.client;
+      if (outcome.kind === "passed") {
+        poison.passed(id, under.packetId);
+      } else if (under.qos > 0 && this.codeOf(outcome, under) === undefined) {
+        const letter = poison.faulted(id, publish, outcome);
+        if (letter) {
+          this.bury(publish, under, outcome, { letter, pipeline: deadLetter.pipeline, done });
+          return;
+        }
+      }
+    }
+    this.ended(under, outcome, done);
+  }
+
+  /** No retry mends it: the dead-letter pipeline gets it as it came, and it is acknowledged if that has it. */
+  private bury(
+    publish: PublishIn,
+    under: Under,
+    fault: Outcome,
+    o: { letter: DeadLetter; pipeline: string; done: ((outcome: Outcome) => void) | undefined },
+  ): void {
+    const { client } = this.admitted;
+    const { letter, pipeline, done } = o;
+    const { topic, payload, qos, retain, dup, packetId, properties } = publish;
+    const userProperties = [...(properties?.userProperties ?? []), ...Object.entries(letter)];
+    const packet = { topic, payload, qos, retain, dup, packetId, properties: { ...properties, userProperties } };
+    const data = [[deadLetterKey, letter]] as const;
+    this.deadLane ??= createLane();
+    const job: Job = { type: "Publish", origin: "client", packet, client, lane: this.deadLane, pipeline, data };
+    const settle = (outcome: Outcome): void => {
+      const isBuried = outcome.kind === "passed";
+      this.deps.buried(client.id, letter, isBuried ? undefined : outcome);
+      if (isBuried) {
+        this.deps.meters.deadLettered(nameOf(fault));
+        this.deps.poison.passed(client.id, under.packetId);
+      }
+      this.ended(under, isBuried ? outcome : fault, done);
+    };
     const outcome = this.deps.run(job, settle);
     if (outcome) settle(outcome);
   }

@@ -6,6 +6,7 @@ import type { Outcome, Owner } from "./entry.ts";
 import { createHold, keeperOf } from "./hold.ts";
 import type { Sink } from "./index.ts";
 import { createQueueGauge } from "./queue-gauge.ts";
+import { waitingFault } from "./waiting-fault.ts";
 
 /** Milliseconds that `close` waits for records under way. */
 const closeWithinMs = 3000;
@@ -36,7 +37,7 @@ export function createDirectSink(config: Config, deps: DirectSinkDeps): Sink {
         refuse(outcome);
         const last = failure ? ` (last: ${failure.message})` : "";
         if (outcome === "expired" || outcome === "closed") {
-          entry.reject?.(new Error(`${describe(outcome, entry.topic, config)}${last}`));
+          entry.reject?.(waitingFault(`${describe(outcome, entry.topic, config)}${last}`));
         } else {
           entry.resolve?.(outcome);
         }
@@ -48,7 +49,7 @@ export function createDirectSink(config: Config, deps: DirectSinkDeps): Sink {
   function fail(reason: string, message: string, client: Client | undefined): never {
     refuse(reason);
     hold.begin(client);
-    throw new Error(message);
+    throw waitingFault(message);
   }
 
   return {
