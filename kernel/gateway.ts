@@ -20,6 +20,7 @@ import { kernelKinds } from "./kernel-kinds.ts";
 import { createMetrics } from "./metrics.ts";
 import { isSuccessor, makePlan } from "./plan.ts";
 import type { ConfigControl, Host, ObjectHealth, Plan } from "./plugin.ts";
+import { createProcessMetrics } from "./process-metrics.ts";
 import type { Registry } from "./registry.ts";
 import type { Spec } from "./spec.ts";
 import { createMemoryStore } from "./memory-store.ts";
@@ -52,6 +53,7 @@ export interface Gateway {
 export function createGateway(o: { log: RootLogger; version: string; startDeadlineMs?: number }): Gateway {
   const { log, version, startDeadlineMs = 10_000 } = o;
   const metrics = createMetrics();
+  const processMetrics = createProcessMetrics(metrics);
   const node = { id: hostname(), incarnation: randomUUID() };
   let store: Store | undefined;
   let storeService: ServiceInstance | undefined;
@@ -115,6 +117,9 @@ export function createGateway(o: { log: RootLogger; version: string; startDeadli
     startDeadlineMs,
   };
   const { host } = createHost(source, "gateway", {});
+  metrics.gauge("sluice_pipeline_packets_active", "Packets that are in a pipeline.", ["pipeline"], (gauge) => {
+    for (const [pipeline, { active }] of running.pipelines) gauge.set({ pipeline }, active);
+  });
 
   function health(): ObjectHealth[] {
     const { live, durable, reasons } = store?.health() ?? { live: false, durable: false, reasons: ["not started"] };
@@ -251,6 +256,7 @@ export function createGateway(o: { log: RootLogger; version: string; startDeadli
           source,
           drain.timeoutMs,
         );
+        processMetrics.close();
       })());
     },
   };

@@ -177,3 +177,64 @@ test("where it may write one topic and nothing else, it is connected all the tim
   assert.equal(await gateway.metric("sluice_kafka_errors_total"), 0);
   assert.equal((await kafka().consume(topic)).length, 3);
 });
+
+test("two clusters in one pipeline: a PUBACK once both have it, and each says how it is", options, async (t) => {
+  const other = await startKafka({ own: true });
+  assert.ok(other);
+  t.after(() => other.stop());
+  const topic = `both-${randomUUID()}`;
+  await kafka().createTopic(topic, 1);
+  await other.createTopic(topic, 1);
+  const filter = (name: string, backend: readonly string[]) => ({
+    name,
+    kind: "KafkaMQTT",
+    backend,
+    topic: { default: topic },
+    deliveryTimeoutMs: 800,
+    requestTimeoutMs: 500,
+    connectionTimeoutMs: 500,
+  });
+  const gateway = await startTestGateway(
+    toYaml([
+      {
+        kind: "MQTTProxy",
+        name: "both",
+        host: "127.0.0.1",
+        port: 0,
+        rules: [{ when: { packetType: "Publish" }, pipeline: "to-both" }],
+      },
+      {
+        kind: "Pipeline",
+        name: "to-both",
+        filters: [filter("one", kafka().brokers), filter("other", other.brokers)],
+      },
+    ]),
+  );
+  t.after(() => gateway.stop());
+  const valuesOf = async (cluster: Kafka) => (await cluster.consume(topic)).map(({ value }) => String(value));
+  await eventually(async () => (await ask(gateway)).words, { one: "connected", other: "connected" }, 20_000);
+  assert.equal(await publish(gateway, "both", 2), 2);
+  assert.deepEqual(
+    [await valuesOf(kafka()), await valuesOf(other)],
+    [
+      ["1", "2"],
+      ["1", "2"],
+    ],
+  );
+
+  await other.kill();
+  assert.equal(await publish(gateway, "both", 1), 0);
+  await eventually(async () => (await ask(gateway)).words, { one: "connected", other: "failing" }, 20_000);
+  assert.deepEqual((await ask(gateway)).unhealthy, ["to-both/other"]);
+  await other.restart();
+  await eventually(async () => (await ask(gateway)).words, { one: "connected", other: "connected" }, 30_000);
+  assert.equal(await publish(gateway, "both", 1), 1);
+  // The first of the two has it from each attempt, the second from the last.
+  assert.deepEqual(
+    [await valuesOf(kafka()), await valuesOf(other)],
+    [
+      ["1", "2", "1", "1"],
+      ["1", "2", "1"],
+    ],
+  );
+});
