@@ -169,7 +169,7 @@ export function formatView(view: LiveView, url: string): string {
       each.bufferAge === undefined ? "-" : each.bufferAge.toFixed(1),
     ]),
   ];
-  return `${lines.join("\n")}${"\n"}${formatTable(proxies)}\n${formatTable(filters)}`;
+  return `${lines.join("\n")}\n${formatTable(proxies)}\n${formatTable(filters)}`;
 }
 
 function perSecond(rate: number): string {
