@@ -119,8 +119,11 @@ export interface Fault extends Error {
     readonly code?: string;
     readonly poison?: boolean;
 }
+export interface PendingResult {
+    then(answer: (result: FilterResult) => void, fail: (error: unknown) => void): unknown;
+}
 export interface Filter {
-    handle(ctx: FilterContext): FilterResult | Promise<FilterResult>;
+    handle(ctx: FilterContext): FilterResult | PendingResult;
     adopt?(previous: Filter): void;
     close?(): void | Promise<void>;
     health?(): Health;
@@ -337,6 +340,10 @@ export interface Host {
     };
     kinds(): readonly KindInfo[];
     health(): readonly ObjectHealth[];
+    readonly worker: {
+        readonly index: number;
+        readonly count: number;
+    };
     about(): {
         name: string;
         version: string;

@@ -4,7 +4,7 @@ import type { InboundWork } from "./inbound-work.ts";
 import type { Outcome } from "./outcome.ts";
 import type { ConnectIn } from "./packet.ts";
 import type { DeadLetter, Poison } from "./poison.ts";
-import type { Job } from "./pipeline.ts";
+import type { Done, Job } from "./pipeline.ts";
 import type { Client } from "./plugin.ts";
 import type { ProxyMetrics } from "./proxy-metrics.ts";
 import type { ProxySpec } from "./spec.ts";
@@ -35,7 +35,7 @@ export interface PeerDeps {
   readonly poison: Poison;
   now(): number;
   /** Returns the outcome where it is there at once; else calls `done` later. */
-  run(job: Job, done: (outcome: Outcome) => void): Outcome | undefined;
+  run<J extends Job>(job: J, done: Done<J>): Outcome | undefined;
   /** Runs what outlives the connection, until it calls `done`: a stop waits for it. */
   outlive(run: (done: () => void) => void): void;
   /** The dead-letter pipeline has run. @param failed how, where it did not pass */

@@ -235,6 +235,7 @@ export type FilterResult = string | void | undefined;
 /**
  * What an error that `handle` throws may say of itself. Each part may be left out, and any error will do. Where the proxy
  * has a `deadLetter`, a packet that faults again and again goes there; what is away must not send it there.
+ * @since 1.1.0
  */
 export interface Fault extends Error {
   /** What a program can rely on; a dead letter's header `error`. */
@@ -247,6 +248,16 @@ export interface Fault extends Error {
   readonly poison?: boolean;
 }
 
+/**
+ * An answer that comes later: a promise, or, for a filter that settles many packets at once, an object of its own, which
+ * costs a fraction of a promise. The gateway calls `then` once; the object then calls one of the two functions, once, and
+ * may do so synchronously, though not before `handle` has returned. They don't throw.
+ * @since 1.1.0
+ */
+export interface PendingResult {
+  then(answer: (result: FilterResult) => void, fail: (error: unknown) => void): unknown;
+}
+
 /** An instance of a filter kind: one use of it in one pipeline of the config. */
 export interface Filter {
   /**
@@ -254,7 +265,7 @@ export interface Filter {
    * reject) what it can: a throw withholds the ack; {@link Fault} is what an error can tell. Answer synchronously where
    * possible, which costs no promise.
    */
-  handle(ctx: FilterContext): FilterResult | Promise<FilterResult>;
+  handle(ctx: FilterContext): FilterResult | PendingResult;
   /**
    * A config change replaces `previous`, of the same kind and name, by this instance: take over what need not be opened
    * anew. Called once all that is new is built, before the first `handle`; packets under way still finish in `previous`,
@@ -610,6 +621,12 @@ export interface Host {
   kinds(): readonly KindInfo[];
   /** Of every filter, service and proxy. */
   health(): readonly ObjectHealth[];
+  /**
+   * Which of the gateway's processes this one is, from 0, and how many there are (`workers` of the Gateway document). Each
+   * has an instance of every filter; a filter that owns a folder or a port needs one for each. A service has one instance,
+   * with index 0.
+   */
+  readonly worker: { readonly index: number; readonly count: number };
   /** Product name, version, Node version, start time in milliseconds since the epoch. */
   about(): { name: string; version: string; node: string; startedAt: number };
   /** The log level of the whole gateway: trace, debug, info, warn, error, fatal. */

@@ -5,7 +5,6 @@
 import { hash } from "node:crypto";
 import { type Code, messageOf, SluiceError } from "./errors.ts";
 import type { Outcome } from "./outcome.ts";
-import type { PublishIn } from "./packet.ts";
 import type { DeadLetterSpec, ProxySpec } from "./spec.ts";
 
 /** Under which filters of the dead-letter pipeline find a {@link DeadLetter} in `ctx.data`. */
@@ -19,8 +18,12 @@ export type DeadLetter = Readonly<
 export interface Poison {
   /** Of now; undefined = onPoison is `close`. */
   readonly deadLetter: DeadLetterSpec | undefined;
-  /** A packet of QoS 1 or 2 faulted. Once it has done so often enough: what to tell the dead-letter pipeline. */
-  faulted(clientId: string, publish: PublishIn, outcome: Outcome): DeadLetter | undefined;
+  /** A packet of QoS 1 or 2 faulted, which came like this. Once it has done so often enough: what to tell the dead-letter pipeline. */
+  faulted(
+    clientId: string,
+    packet: { readonly packetId: number; readonly topic: string; readonly payload: Buffer },
+    outcome: Outcome,
+  ): DeadLetter | undefined;
   /** One of this client's packets passed, or is a dead letter. */
   passed(clientId: string, packetId: number): void;
 }
@@ -59,12 +62,11 @@ export function createPoison(deps: PoisonDeps): Poison {
     get deadLetter() {
       return deadLetter();
     },
-    faulted(clientId, publish, outcome) {
+    faulted(clientId, { packetId, topic, payload }, outcome) {
       const letters = deadLetter();
       const blame = blameOf(outcome);
       // In an outage nothing is remembered, nor hashed.
       if (!letters || blame === "other") return undefined;
-      const { topic, payload, packetId = 0 } = publish;
       const key = keyOf(clientId, packetId);
       const digest = hash("sha256", Buffer.concat([Buffer.from(`${topic}\0`), payload]), "base64");
       const known = suspects.get(key);

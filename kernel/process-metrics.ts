@@ -20,7 +20,8 @@ const kinds: Readonly<Record<number, string>> = {
   [constants.NODE_PERFORMANCE_GC_WEAKCB]: "weakCallbacks",
 };
 
-export function createProcessMetrics(metrics: Metrics): ProcessMetrics {
+/** @param worker its name: `main`, or a worker's number; series of several processes are summed, and a delay is no sum */
+export function createProcessMetrics(metrics: Metrics, worker: string): ProcessMetrics {
   // Two, each begun when the other is half through, so that there is always one with a window's worth in it.
   const delays = [0, 1].map(() => monitorEventLoopDelay({ resolution: resolutionMs }));
   let oldest = 0;
@@ -33,13 +34,13 @@ export function createProcessMetrics(metrics: Metrics): ProcessMetrics {
   metrics.gauge(
     "sluice_event_loop_delay_seconds",
     "How late the event loop was in the last 5 to 10 seconds: p50, p99, max.",
-    ["stat"],
+    ["worker", "stat"],
     (gauge) => {
       const histogram = delays[oldest];
       if (!histogram || histogram.count === 0) return;
       const told = { p50: histogram.percentile(50), p99: histogram.percentile(99), max: histogram.max };
       for (const [stat, nanoseconds] of Object.entries(told)) {
-        gauge.set({ stat }, Math.max(0, nanoseconds / 1e9 - resolutionMs / 1000));
+        gauge.set({ worker, stat }, Math.max(0, nanoseconds / 1e9 - resolutionMs / 1000));
       }
     },
   );

@@ -68,7 +68,11 @@ export function compare(before: Reading, now: Reading): LiveView {
   const valuesOf = (name: string, label: string): string[] => [
     ...new Set((now.metrics.get(name) ?? []).flatMap(({ labels }) => labels[label] ?? [])),
   ];
-  const delay = (stat: string): number => 1000 * value("sluice_event_loop_delay_seconds", { stat });
+  /** Of several workers the one that is latest. */
+  const delay = (stat: string): number =>
+    (now.metrics.get("sluice_event_loop_delay_seconds") ?? [])
+      .filter(({ labels }) => labels["stat"] === stat)
+      .reduce((most, each) => Math.max(most, 1000 * each.value), 0);
 
   return {
     seconds,
@@ -106,7 +110,8 @@ export function compare(before: Reading, now: Reading): LiveView {
         faults: rate("sluice_filter_packets_total", { ...labels, outcome: "fault" }),
         waiting: value("sluice_kafka_queue_records", own) + value("sluice_isolated_packets", own),
         ...(has("sluice_kafka_connected", own) && {
-          kafka: value("sluice_kafka_connected", own) === 1 ? ("connected" as const) : ("away" as const),
+          // Of several workers, which are summed, at least one.
+          kafka: value("sluice_kafka_connected", own) > 0 ? ("connected" as const) : ("away" as const),
         }),
         ...(has("sluice_kafka_buffer_records", own) && {
           buffered: value("sluice_kafka_buffer_records", own),
