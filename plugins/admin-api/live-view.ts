@@ -52,6 +52,7 @@ export interface LiveView {
   readonly active: number;
 }
 
+const gcPauses = "sluice_gc_pause_seconds";
 const ackTypes = ["puback", "pubrec", "pubcomp"];
 
 export function compare(before: Reading, now: Reading): LiveView {
@@ -81,10 +82,7 @@ export function compare(before: Reading, now: Reading): LiveView {
     heapBytes: value("sluice_process_memory_bytes", { part: "heapUsed" }),
     eventLoopDelayMs: { p50: delay("p50"), p99: delay("p99"), max: delay("max") },
     gcMs: Object.fromEntries(
-      valuesOf("sluice_gc_pause_seconds_sum", "kind").map((kind) => [
-        kind,
-        1000 * rate("sluice_gc_pause_seconds_sum", { kind }),
-      ]),
+      valuesOf(`${gcPauses}_sum`, "kind").map((kind) => [kind, 1000 * rate(`${gcPauses}_sum`, { kind })]),
     ),
     active: value("sluice_pipeline_packets_active"),
     proxies: valuesOf("sluice_connections", "proxy").map((proxy) => ({
