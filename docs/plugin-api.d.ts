@@ -115,6 +115,10 @@ export type UnsubscribeContext = ContextOf<"Unsubscribe", UnsubscribePacket>;
 export type DisconnectContext = ContextOf<"Disconnect", DisconnectPacket>;
 export type FilterContext = ConnectContext | PublishContext | SubscribeContext | UnsubscribeContext | DisconnectContext;
 export type FilterResult = string | void | undefined;
+export interface Fault extends Error {
+    readonly code?: string;
+    readonly poison?: boolean;
+}
 export interface PendingResult {
     then(answer: (result: FilterResult) => void, fail: (error: unknown) => void): unknown;
 }

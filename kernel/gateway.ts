@@ -22,6 +22,7 @@ import { createFrontProxy } from "./front-proxy.ts";
 import { createMetrics, type MetricSnapshot } from "./metrics.ts";
 import { isSuccessor, makePlan } from "./plan.ts";
 import type { ConfigControl, Host, ObjectHealth, Plan } from "./plugin.ts";
+import { createProcessMetrics } from "./process-metrics.ts";
 import { createProxy } from "./proxy.ts";
 import type { Registry } from "./registry.ts";
 import type { Spec } from "./spec.ts";
@@ -101,6 +102,7 @@ export function createGateway(o: {
 }): Gateway {
   const { log, version, startDeadlineMs = 10_000, worker } = o;
   const metrics = createMetrics(() => crew?.measure() ?? Promise.resolve([]));
+  const processMetrics = createProcessMetrics(metrics, worker === undefined ? "main" : String(worker.index));
   const node = worker?.store.node ?? { id: hostname(), incarnation: randomUUID() };
   let store: Store | undefined = worker?.store;
   let crew: Crew | undefined;
@@ -178,6 +180,9 @@ export function createGateway(o: {
     },
   };
   const { host } = createHost(source, "gateway", {});
+  metrics.gauge("sluice_pipeline_packets_active", "Packets that are in a pipeline.", ["pipeline"], (gauge) => {
+    for (const [pipeline, { active }] of running.pipelines) gauge.set({ pipeline }, active);
+  });
 
   function health(): ObjectHealth[] {
     const { live, durable, reasons } = store?.health() ?? { live: false, durable: false, reasons: ["not started"] };
@@ -423,6 +428,7 @@ export function createGateway(o: {
           source,
           drain.timeoutMs + (crew ? workersMs : 0),
         );
+        processMetrics.close();
       })());
     },
   };

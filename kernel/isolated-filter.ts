@@ -164,12 +164,12 @@ export async function createIsolatedFilter(
     inside.delete(out.id);
     const { ctx, resolve, reject } = crossing;
     if (out.error) {
-      const { message, code } = out.error;
+      const { message, code, poison } = out.error;
       if (code === "ISOLATION_NOT_CLONEABLE")
         fault(crossing, "notCloneable", new SluiceError(code, `${name}: ${message}`));
       else {
         bytes -= crossing.bytes;
-        reject(Object.assign(new Error(message), { code }));
+        reject(Object.assign(new Error(message), { code, ...(poison !== undefined && { poison }) }));
       }
       return;
     }

@@ -233,6 +233,22 @@ export type FilterContext = ConnectContext | PublishContext | SubscribeContext |
 export type FilterResult = string | void | undefined;
 
 /**
+ * What an error that `handle` throws may say of itself. Each part may be left out, and any error will do. Where the proxy
+ * has a `deadLetter`, a packet that faults again and again goes there; what is away must not send it there.
+ * @since 1.1.0
+ */
+export interface Fault extends Error {
+  /** What a program can rely on; a dead letter's header `error`. */
+  readonly code?: string;
+  /**
+   * True: it is about this packet, and will be so each time it comes. False: about something else, such as a system that
+   * is away, so that the packet waits for as long as that takes. Without it a fault counts as the packet's own where
+   * others passed since it faulted last.
+   */
+  readonly poison?: boolean;
+}
+
+/**
  * An answer that comes later: a promise, or, for a filter that settles many packets at once, an object of its own, which
  * costs a fraction of a promise. The gateway calls `then` once; the object then calls one of the two functions, once, and
  * may do so synchronously, though not before `handle` has returned. They don't throw.
@@ -246,7 +262,8 @@ export interface PendingResult {
 export interface Filter {
   /**
    * Called in the order a connection's packets came. *Return* what a retry can't mend (a declared result), *throw* (or
-   * reject) what it can: a throw withholds the ack. Answer synchronously where possible, which costs no promise.
+   * reject) what it can: a throw withholds the ack; {@link Fault} is what an error can tell. Answer synchronously where
+   * possible, which costs no promise.
    */
   handle(ctx: FilterContext): FilterResult | PendingResult;
   /**

@@ -13,10 +13,11 @@ import type { ConnackCode } from "./frame.ts";
 import { createInboundWork } from "./inbound-work.ts";
 import type { ListenerOwner } from "./listener.ts";
 import { createListeners } from "./listeners.ts";
-import type { Outcome } from "./outcome.ts";
+import { nameOf, type Outcome } from "./outcome.ts";
 import { Peer } from "./peer.ts";
 import { createPipeline, type Done, type Job, type Pipeline } from "./pipeline.ts";
 import type { Clock, Logger, Message, Metrics, ProxyHandle, PublishOutcome, PublishRequest, Reason } from "./plugin.ts";
+import { createPoison } from "./poison.ts";
 import { createOutsidePublish } from "./outside-publish.ts";
 import { createPresenceTeller, type Presence } from "./presence.ts";
 import { createProxyMetrics, type ProxyTotals } from "./proxy-metrics.ts";
@@ -146,6 +147,12 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
     publish: (message) => void publishOwn(message),
   });
   const inboundWork = createInboundWork<Outcome>();
+  const poison = createPoison({
+    get spec() {
+      return spec;
+    },
+    forgotten: () => meters.suspectForgotten(),
+  });
   siblings?.listen({
     underWay: (clientId) => inboundWork.ids(clientId),
     join: (clientId, packetId, settled) => inboundWork.join(clientId, packetId, settled),
@@ -246,9 +253,29 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
     meters,
     wills,
     inboundWork,
+    poison,
     now,
     run,
     outlive,
+    buried(clientId, letter, failed) {
+      const { error, errorTopic: topic } = letter;
+      if (failed) {
+        meters.deadLetterFailed();
+        throttle("unburied", (suppressed) =>
+          log.error(
+            { clientId, topic, error, outcome: nameOf(failed), suppressed },
+            "A packet faults again and again, and did not pass the dead-letter pipeline either; it is not acknowledged",
+          ),
+        );
+        return;
+      }
+      throttle(`buried ${error}`, (suppressed) =>
+        log.warn(
+          { clientId, topic, error, reason: letter.errorReason, faults: Number(letter.errorFaults), suppressed },
+          "A packet faulted again and again; the dead-letter pipeline has it, and it is acknowledged",
+        ),
+      );
+    },
     storeFailed(clientId, error) {
       throttle("store", (suppressed) =>
         log.error({ clientId, error: messageOf(error), suppressed }, "The session store failed"),

@@ -43,6 +43,8 @@ export interface Lane {
   isIdle(): boolean;
   /** The topic is missing or forbidden. */
   isShut(): boolean;
+  /** A partition of the topic has a lane of its own, since it fails by itself. */
+  isDivided(): boolean;
   /** Settles what this owner still has here as `closed`; what was sent may still be stored. */
   abandon(owner: Owner): void;
   /** For good: also stops what is under way. */
@@ -308,6 +310,7 @@ export function createLane(options: LaneOptions): Lane {
     },
     isIdle: () => !running && isolated.size === 0,
     isShut: () => gate.isShut,
+    isDivided: () => isolated.size > 0,
     abandon(owner) {
       const isOwn = (entry: Entry): boolean => entry.owner === owner;
       const given = [...takeFromBatches(isOwn), ...takeFromQueue(isOwn)];

@@ -16,6 +16,8 @@ import type { Reporter } from "./reporter.ts";
 const connectBackoff = { from: 50, to: 500 };
 /** Milliseconds of nothing but failures after which the producer is made anew, addresses looked up again. */
 const stuckAfterMs = 30_000;
+/** Milliseconds without a send after which a cluster that failed is asked whether it is back, and between two questions. */
+const askAfterMs = 1000;
 export interface Producer {
   /**
    * Resolves with nothing once every record is acknowledged as `acks` says; never rejects. One call per topic at a time,
@@ -67,6 +69,8 @@ export function createProducer(config: Config, { kafka, clock, reporter }: Produ
   let renewedAt = clock.now();
   let lastFailure: Failure | undefined;
   let everConnected = false;
+  let lastSendAt = 0;
+  let asking: Promise<void> | undefined;
   const delays = new Set<() => void>();
 
   function delay(ms: number): Promise<void> {
@@ -88,6 +92,7 @@ export function createProducer(config: Config, { kafka, clock, reporter }: Produ
       if (!failure.ofPartition) {
         failingSince ??= clock.now();
         lastFailure = failure;
+        asking ??= askWhileIdle();
       }
     }
     reporter.failed(failure, topic);
@@ -99,6 +104,32 @@ export function createProducer(config: Config, { kafka, clock, reporter }: Produ
     reporter.recovered(clock.now() - failingSince);
     failingSince = undefined;
     lastFailure = undefined;
+  }
+
+  /**
+   * Sends tell whether Kafka is well, but those that failed may all be given up and no others come: then it is asked, so
+   * that health does not stay as the last of them left it. Any client may ask for the brokers' addresses.
+   */
+  async function askWhileIdle(): Promise<void> {
+    while (!closing.signal.aborted && failingSince !== undefined) {
+      await delay(askAfterMs);
+      if (clock.now() - lastSendAt < askAfterMs || connecting || failingSince === undefined) continue;
+      if (await isThere()) recovered();
+    }
+    asking = undefined;
+  }
+
+  async function isThere(): Promise<boolean> {
+    const asker = kafka.admin({ retry: { retries: 0 } });
+    try {
+      await asker.connect();
+      await asker.describeCluster();
+      return true;
+    } catch {
+      return false;
+    } finally {
+      await disconnect(asker);
+    }
   }
 
   async function mayBeFast(): Promise<boolean> {
@@ -161,6 +192,7 @@ export function createProducer(config: Config, { kafka, clock, reporter }: Produ
   }
 
   async function send(topic: string, records: Entry[]): Promise<Failure | undefined> {
+    lastSendAt = clock.now();
     const generation = current ?? (await connect());
     if (!("producer" in generation)) return generation;
     generation.sending++;
@@ -183,6 +215,7 @@ export function createProducer(config: Config, { kafka, clock, reporter }: Produ
       if (generation === current && wantsRenewal(failure)) renew();
       return failure;
     } finally {
+      lastSendAt = clock.now();
       generation.sending--;
       if (generation.retired && generation.sending === 0) void disconnect(generation.producer);
     }
@@ -261,7 +294,7 @@ export function createProducer(config: Config, { kafka, clock, reporter }: Produ
       for (const finish of delays) finish();
       const last = current;
       current = undefined;
-      await connecting;
+      await Promise.all([connecting, asking]);
       const openAdmin = await admin?.catch(() => undefined);
       await Promise.all([last && disconnect(last.producer), openAdmin && disconnect(openAdmin)]);
     },

@@ -73,7 +73,7 @@ describe("what crosses", () => {
     assert.deepEqual((await publish("drop")).decision, { outcome: "drop" });
     assert.deepEqual((await publish("refuse quotaExceeded")).decision, { outcome: "reject", reason: "quotaExceeded" });
     assert.deepEqual((await publish("disconnect banned")).decision, { outcome: "disconnect", reason: "banned" });
-    await assert.rejects(publish("throw"), { message: "no", code: "E_NO" });
+    await assert.rejects(publish("throw"), { message: "no", code: "E_NO", poison: true });
     await assert.rejects(publish("reject"), { message: "later" });
   });
 
