@@ -11,13 +11,13 @@ import {
   type ISocketFactory,
   type SASLOptions,
 } from "kafkajs";
-import { loadCodec, type Compression } from "./compression.ts";
-import { brokersOf, type Config, type SaslOptions } from "./config.ts";
+import { compressionProblem, loadCodec, type Compression } from "./compression.ts";
+import { brokersOf, type Access, type SaslOptions } from "./config.ts";
 import { createTokenSource } from "./oauth.ts";
 import { choosePartition, type Partition } from "./partitioner.ts";
 
 /** @param debug takes kafkajs' own log */
-export function createClient(config: Config, name: string, debug: (fields: object, message: string) => void): Kafka {
+export function createClient(config: Access, name: string, debug: (fields: object, message: string) => void): Kafka {
   stopIdleTimer();
   acceptLeaderless();
   return new Kafka({
@@ -61,6 +61,13 @@ export function compressionType(compression: Compression): CompressionTypes {
   const codec = loadCodec(compression);
   if (codec) Object.assign(kafkajs.CompressionCodecs, { [type]: () => codec });
   return type;
+}
+
+/** For what others have written: each codec that is there. kafkajs says by name which one a record wants that is not. */
+export function acceptCodecs(): void {
+  for (const each of ["snappy", "lz4", "zstd"] as const) {
+    if (compressionProblem(each) === undefined) compressionType(each);
+  }
 }
 
 /**
