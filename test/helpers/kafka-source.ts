@@ -1,10 +1,10 @@
 /** What tests of KafkaSource have in common: records of any producer, the group's offsets, and a gateway's config. */
 import { randomUUID } from "node:crypto";
-import { Kafka as KafkaJs, logLevel, type Message } from "kafkajs";
+import { Kafka as KafkaJs, logLevel, type CompressionTypes, type Message } from "kafkajs";
 import { stopIdleTimer } from "../../plugins/kafka/client.ts";
 
 export interface SourceBroker {
-  produce(topic: string, messages: Message[]): Promise<void>;
+  produce(topic: string, messages: Message[], compression?: CompressionTypes): Promise<void>;
   /** Offset of each partition that the group has committed; -1 = none. */
   committed(group: string, topic: string): Promise<Record<number, number>>;
   /** How many members the group has now. */
@@ -25,8 +25,8 @@ export async function openSourceBroker(brokers: string[]): Promise<SourceBroker>
   const admin = client.admin();
   await Promise.all([producer.connect(), admin.connect()]);
   return {
-    async produce(topic, messages) {
-      await producer.send({ topic, messages });
+    async produce(topic, messages, compression) {
+      await producer.send({ topic, messages, ...(compression === undefined ? {} : { compression }) });
     },
     async committed(groupId, topic) {
       const [found] = await admin.fetchOffsets({ groupId, topics: [topic] });
