@@ -77,8 +77,7 @@ function judgeTopic(topic: string, index: number): FieldProblem[] {
     return problemAt(field, isName ? undefined : message);
   }
   try {
-    new RegExp(topic.slice(1, -1));
-    return [];
+    return new RegExp(topic.slice(1, -1)).test("") ? [] : [];
   } catch (error) {
     return problemAt(field, `the expression can't be read: ${error instanceof Error ? error.message : String(error)}`);
   }

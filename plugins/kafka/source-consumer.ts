@@ -259,7 +259,9 @@ export function startConsumer(config: SourceConfig, deps: ConsumerDeps): SourceC
 
   /** One at a time; one that fails is made again with what has been finished by then. */
   function commit(): Promise<void> {
-    return (committing = committing.then(async () => {
+    const earlier = committing;
+    return (committing = (async () => {
+      await earlier;
       const behind = [...partitions.values()].filter(({ lane, committed }) => lane.position > committed);
       if (!consumer || behind.length === 0) return;
       const offsets = behind.map(({ topic, partition, lane }) => ({ topic, partition, offset: String(lane.position) }));
@@ -273,7 +275,7 @@ export function startConsumer(config: SourceConfig, deps: ConsumerDeps): SourceC
       }
       for (const [at, its] of behind.entries()) its.committed = BigInt(offsets[at]?.offset ?? its.committed);
       deps.committed();
-    }));
+    })());
   }
 
   const running = (async () => {

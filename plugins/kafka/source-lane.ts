@@ -100,10 +100,11 @@ export function createSourceLane(start: bigint, after: Promise<void>, deps: Lane
   let isHeld = false;
   let isRetrying = false;
 
-  void after.then(() => {
+  void (async () => {
+    await after;
     mayBegin = true;
     begin();
-  });
+  })();
 
   function begin(): void {
     while (mayBegin && !isHeld && !isRetrying && failed.length === 0 && !isClosed) {

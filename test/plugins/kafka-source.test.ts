@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { randomUUID } from "node:crypto";
 import { after, test, type TestContext } from "node:test";
 import { CompressionTypes } from "kafkajs";
-import { connectAsync, type IClientOptions, type IPublishPacket, type MqttClient } from "mqtt";
+import { connect, type IClientOptions, type IPublishPacket, type MqttClient } from "mqtt";
 import { acceptCodecs } from "../../plugins/kafka/client.ts";
 import { eventually } from "../helpers/eventually.ts";
 import { findFreePort } from "../helpers/free-port.ts";
@@ -55,10 +55,12 @@ async function connectDevice(
   o: IClientOptions & { filter?: string } = {},
 ): Promise<Device> {
   const { filter = "#", ...rest } = o;
-  const client = await connectAsync(gateway.url(), { reconnectPeriod: 0, protocolVersion: 5, ...rest });
+  const client = connect(gateway.url(), { reconnectPeriod: 0, protocolVersion: 5, ...rest });
   t.after(() => client.end(true));
   const got: IPublishPacket[] = [];
+  // Before it is connected: a session may bring messages at once.
   client.on("message", (_topic, _payload, packet) => void got.push(packet));
+  await new Promise((resolve) => client.once("connect", resolve));
   if (filter !== "") await client.subscribeAsync(filter, { qos: 1, rap: true });
   return { client, got, texts: () => got.map(({ topic, payload }) => `${topic} ${payload.toString()}`) };
 }
@@ -122,12 +124,10 @@ test(
       { value: JSON.stringify({ device: { id: "nobody" } }) },
       { value: JSON.stringify({ device: { id: "one" } }) },
     ]);
+    // At QoS 2 a message is handed on with its PUBREL: after the other.
     await eventually(
-      () => one.got.map(({ topic, qos }) => [topic, qos]),
-      [
-        ["to/one", 2],
-        ["to/one", 1],
-      ],
+      () => one.got.map(({ topic, qos }) => `${topic} ${qos}`).toSorted(),
+      ["to/one 1", "to/one 2"],
       20_000,
     );
     await eventually(() => offsetsOf(running), { 0: 3 });
@@ -201,22 +201,22 @@ test(
     const records = await kafka().consume(deadLetter, { count: 7 });
     const expected = ["template", "invalidJson", "template", "illegalTopic", "tooLarge", "qos", "properties"];
     // Those that the proxy refuses are known a little later than those that have no message at all.
-    const found = records.toSorted((a, b) => Number(a.headers["errorOffset"]) - Number(b.headers["errorOffset"]));
+    const inOrder = records.toSorted((a, b) => Number(a.headers["errorOffset"]) - Number(b.headers["errorOffset"]));
     assert.deepEqual(
-      found.map(({ headers }) => [headers["error"], headers["errorOffset"]]),
+      inOrder.map(({ headers }) => [headers["error"], headers["errorOffset"]]),
       expected.map((reason, at) => [reason, String(at + 1)]),
     );
     assert.deepEqual(
       [
-        found[3]?.key,
-        found[3]?.value.toString(),
-        found[3]?.headers["errorTopic"],
-        found[3]?.headers["errorPartition"],
-        found[3]?.headers["errorService"],
+        inOrder[3]?.key,
+        inOrder[3]?.value.toString(),
+        inOrder[3]?.headers["errorTopic"],
+        inOrder[3]?.headers["errorPartition"],
+        inOrder[3]?.headers["errorService"],
       ],
       ["+", "wildcard", running.topic, "0", "source"],
     );
-    assert.match(found[3]?.headers["errorDetail"] ?? "", /topic is not valid/);
+    assert.match(inOrder[3]?.headers["errorDetail"] ?? "", /topic is not valid/);
     assert.equal(await running.gateway.metric("sluice_kafka_source_unmapped_records_total", { reason: "template" }), 2);
     assert.equal(await running.gateway.metric("sluice_kafka_source_records_total", { outcome: "deadLettered" }), 7);
   },
@@ -375,7 +375,7 @@ test(
     await gateway.reload(`${running.config({})}\n---\n{"kind":"Pipeline","name":"p","filters":[]}`);
     assert.equal(await assignments(), 1);
     const bad = await gateway.reload(running.config({ mqtt: { topic: "{{ key" } }));
-    assert.match(JSON.stringify(bad.problems), /mqtt > topic.*template can't be read/);
+    assert.match(JSON.stringify(bad.problems), /> mqtt\.topic".*template can't be read/);
     assert.equal(await assignments(), 1);
     await gateway.reload(running.config({ mqtt: { topic: "v2/{{ key }}" } }));
     await kafka().records.produce(topic, [{ key: "a", value: "2" }]);
@@ -536,7 +536,7 @@ test(
     t.after(() => gateway.stop());
     const device = await connectDevice(t, gateway);
     const failing = () =>
-      eventually(() => /^failing: Kafka/.test(healthOf(gateway.gateway)?.detail ?? ""), true, 30_000);
+      eventually(() => healthOf(gateway.gateway)?.detail?.startsWith("failing: Kafka"), true, 30_000);
     const had = (expected: number) => eventually(() => new Set(device.texts()).size, expected, 30_000);
     await broker.produce("in", [{ key: "k", value: "1" }]);
     await had(1);
