@@ -35,26 +35,42 @@ export function createSourceMeter(host: Host, state: () => SourceState): SourceM
   const own = { service };
   const seldom = createSeldom<string>(host.clock);
   const counter = (name: string, help: string, labels: readonly string[] = []) =>
-    metrics.counter(`sluice_kafka_source_${name}`, help, ["service", ...labels]);
+    metrics.counter(name, help, ["service", ...labels]);
   const gauge = (name: string, help: string, value: (now: SourceState) => number): void => {
-    metrics.gauge(`sluice_kafka_source_${name}`, help, ["service"], (each) => each.set(own, value(state())));
+    metrics.gauge(name, help, ["service"], (each) => each.set(own, value(state())));
   };
 
-  const records = counter("records_total", "Records that are over with", ["outcome"]);
-  const unmapped = counter("unmapped_records_total", "Records that could not be mapped", ["reason"]);
-  const retries = counter("retries_total", "Records that the proxy or the dead-letter topic could not take then", [
-    "code",
+  const records = counter("sluice_kafka_source_records_total", "Records that are over with", ["outcome"]);
+  const unmapped = counter("sluice_kafka_source_unmapped_records_total", "Records that could not be mapped", [
+    "reason",
   ]);
-  const unacknowledged = counter("unacknowledged_total", "Records committed after acknowledgeTimeoutMs without an ack");
-  const errors = counter("errors_total", "Failures of consumers, commits and look-ups", ["reason"]);
-  const joins = counter("assignments_total", "Times that the group assigned partitions");
-  const commits = counter("commits_total", "Commits of offsets");
-  const pauses = counter("pauses_total", "Times that a partition was no longer fetched, as too much waited");
-  gauge("inflight_records", "Records handed to the proxy and not over with", ({ inFlight }) => inFlight);
-  gauge("queue_records", "Records fetched and not yet handed to the proxy", ({ queued }) => queued);
-  gauge("queue_bytes", "Bytes of those records", ({ queuedBytes }) => queuedBytes);
-  gauge("partitions", "Partitions assigned", ({ partitions }) => partitions);
-  gauge("connected", "1 while a member of the group, else 0", ({ isConnected }) => (isConnected ? 1 : 0));
+  const retries = counter(
+    "sluice_kafka_source_retries_total",
+    "Records that the proxy or the dead-letter topic could not take then",
+    ["code"],
+  );
+  const unacknowledged = counter(
+    "sluice_kafka_source_unacknowledged_total",
+    "Records committed after acknowledgeTimeoutMs without an ack",
+  );
+  const errors = counter("sluice_kafka_source_errors_total", "Failures of consumers, commits and look-ups", ["reason"]);
+  const joins = counter("sluice_kafka_source_assignments_total", "Times that the group assigned partitions");
+  const commits = counter("sluice_kafka_source_commits_total", "Commits of offsets");
+  const pauses = counter(
+    "sluice_kafka_source_pauses_total",
+    "Times that a partition was no longer fetched, as too much waited",
+  );
+  gauge(
+    "sluice_kafka_source_inflight_records",
+    "Records handed to the proxy and not over with",
+    ({ inFlight }) => inFlight,
+  );
+  gauge("sluice_kafka_source_queue_records", "Records fetched and not yet handed to the proxy", ({ queued }) => queued);
+  gauge("sluice_kafka_source_queue_bytes", "Bytes of those records", ({ queuedBytes }) => queuedBytes);
+  gauge("sluice_kafka_source_partitions", "Partitions assigned", ({ partitions }) => partitions);
+  gauge("sluice_kafka_source_connected", "1 while a member of the group, else 0", ({ isConnected }) =>
+    isConnected ? 1 : 0,
+  );
   let told: ReadonlySet<string> = new Set();
   metrics.gauge("sluice_kafka_source_lag_records", "Records not over with", ["service", "topic"], (each) => {
     const { lagByTopic } = state();
