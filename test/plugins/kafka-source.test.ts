@@ -1,9 +1,20 @@
 /** KafkaSource between a real Kafka and real MQTT clients. */
 import assert from "node:assert/strict";
 import { randomUUID } from "node:crypto";
+import { createRequire } from "node:module";
+import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { after, test, type TestContext } from "node:test";
+import { setTimeout as sleep } from "node:timers/promises";
+import { createTestHost } from "@sluice/testkit";
 import { CompressionTypes } from "kafkajs";
 import { connect, type IClientOptions, type IPublishPacket, type MqttClient } from "mqtt";
+import type { ConfigDocument, Host, Service } from "../../kernel/plugin.ts";
+import kind from "../../plugins/kafka/source.ts";
+import { validateSource, type SourceConfig } from "../../plugins/kafka/source-config.ts";
+import { crashBroker } from "../helpers/kafka-source-crash.ts";
+import { spawnGateway } from "../helpers/spawned-gateway.ts";
 import { acceptCodecs } from "../../plugins/kafka/client.ts";
 import { eventually } from "../helpers/eventually.ts";
 import { findFreePort } from "../helpers/free-port.ts";
@@ -63,6 +74,29 @@ async function connectDevice(
   await new Promise((resolve) => client.once("connect", resolve));
   if (filter !== "") await client.subscribeAsync(filter, { qos: 1, rap: true });
   return { client, got, texts: () => got.map(({ topic, payload }) => `${topic} ${payload.toString()}`) };
+}
+
+async function readSchema(file: string): Promise<{ properties: Record<string, object> }> {
+  const text = await readFile(new URL(`../../plugins/kafka/${file}`, import.meta.url), "utf8");
+  return JSON.parse(text) as { properties: Record<string, object> };
+}
+
+/** The kernel's own, which is no dependency of the tests. */
+const { Ajv2020 } = createRequire(new URL("../../kernel/package.json", import.meta.url))("ajv/dist/2020.js") as {
+  Ajv2020: new (options: object) => { compile(schema: object): ((value: unknown) => boolean) & { errors?: unknown } };
+};
+
+/** Options with the schema's defaults. */
+async function defaults(config: Record<string, unknown>): Promise<SourceConfig> {
+  const schema = await readSchema("source.schema.json");
+  const filled = { group: "g", proxy: "p", mqtt: { topic: "t" }, ...config };
+  const check = new Ajv2020({ strict: false, useDefaults: true }).compile(schema);
+  assert.ok(check(filled), JSON.stringify(check.errors));
+  return filled as never;
+}
+
+async function sourceMaker(config: Record<string, unknown>, host: Host): Promise<Service> {
+  return kind.create(await defaults(config), host);
 }
 
 const healthOf = ({ host }: TestGateway["gateway"]) => host.health().find(({ name }) => name === "source");
@@ -556,3 +590,123 @@ test(
     assert.ok(lines.length < 12, `${lines.length} lines for two outages`);
   },
 );
+
+test("a gateway of a group is killed: the other takes over what no client had acknowledged", options, async (t) => {
+  const own = await startKafka(crashBroker);
+  assert.ok(own);
+  const broker = await openSourceBroker(own.brokers);
+  t.after(async () => {
+    await broker.close();
+    await own.stop();
+  });
+  await own.createTopic("in", 4);
+  // Sessions die with the process: what was acknowledged to it is with the device, and the rest must not be committed.
+  const source = { topics: ["in"], group: "g", commit: "acknowledged", commitIntervalMs: 20, sessionTimeoutMs: 1000 };
+  const config = sourceConfig(own.brokers, source);
+  const stays = await startTestGateway(config);
+  t.after(() => stays.stop());
+  const folder = await mkdtemp(join(tmpdir(), "sluice-source-kill-"));
+  t.after(() => rm(folder, { recursive: true, force: true }));
+  await writeFile(join(folder, "sluice.yaml"), `${config}\n---\n{"kind":"AdminAPI","name":"admin-api","port":0}`);
+  const dies = await spawnGateway(join(folder, "sluice.yaml"));
+  t.after(() => dies.stop());
+  const seen = new Set<string>();
+  for (const [port, clientId] of [
+    [stays.port(), "one"],
+    [dies.port, "two"],
+  ] as const) {
+    const device = await connectRaw(port, clientId);
+    t.after(() => device.destroy());
+    await device.subscribe("#", 1);
+    device.onPacket = (packet) => {
+      if (packet.cmd !== "publish") return;
+      seen.add(packet.payload.toString());
+      device.send({ cmd: "puback", messageId: packet.messageId ?? 0 });
+    };
+  }
+  const partitions = (gateway: { metric: (name: string) => Promise<number> }) =>
+    gateway.metric("sluice_kafka_source_partitions");
+  await eventually(async () => [await partitions(stays), await partitions(dies)], [2, 2], 30_000);
+  let count = 0;
+  const produce = (records: number): Promise<void> =>
+    broker.produce(
+      "in",
+      Array.from({ length: records }, () => ({ partition: count % 4, key: "k", value: String(count++) })),
+    );
+  for (let round = 0; round < 10; round++) await produce(40);
+  await eventually(() => seen.size > 150, true, 20_000);
+  dies.signal("SIGKILL");
+  for (let round = 0; round < 10; round++) await produce(40);
+  await eventually(() => seen.size, count, 30_000);
+  assert.equal(await partitions(stays), 4);
+  await eventually(
+    async () => Object.values(await broker.committed("g", "in")).reduce((sum, each) => sum + each, 0),
+    count,
+  );
+});
+
+test(
+  "nothing is read before the listeners are ready, nor by a source whose config is not the one that runs",
+  options,
+  async (t) => {
+    const topic = `ready-${randomUUID()}`;
+    const group = `g-${randomUUID()}`;
+    await kafka().createTopic(topic, 1);
+    await kafka().records.produce(topic, [{ key: "k", value: "1" }]);
+    const ready = Promise.withResolvers<void>();
+    const documents: ConfigDocument[] = [];
+    const published: string[] = [];
+    const { host, close } = createTestHost({ name: "source" });
+    t.after(close);
+    const {
+      kind: _kind,
+      name: _name,
+      ...config
+    } = JSON.parse(sourceConfig(kafka().brokers, { topics: [topic], group }).split("\n---\n")[1] ?? "") as Record<
+      string,
+      unknown
+    >;
+    const service = await sourceMaker(config, {
+      ...host,
+      ready: ready.promise,
+      config: { ...host.config, documents: () => documents },
+      publish: async (_proxy, message) => {
+        published.push(message.topic);
+        return { matched: 1, connected: 1, durable: true };
+      },
+    });
+    t.after(() => service.stop?.());
+    await service.start?.();
+    documents.push({ kind: "KafkaSource", name: "source" });
+    await sleep(1500);
+    assert.equal(await kafka().records.members(group), 0);
+    documents.length = 0;
+    ready.resolve();
+    await sleep(1500);
+    assert.equal(await kafka().records.members(group), 0);
+    documents.push({ kind: "KafkaSource", name: "source" });
+    await eventually(() => published, ["k"], 20_000);
+  },
+);
+
+test("how a cluster is reached is said to KafkaSource as it is to KafkaMQTT", async () => {
+  const [sink, source] = await Promise.all(["schema.json", "source.schema.json"].map(readSchema));
+  for (const option of ["backend", "ssl", "sasl", "requestTimeoutMs", "connectionTimeoutMs"]) {
+    assert.deepEqual(source?.properties[option], sink?.properties[option], option);
+  }
+});
+
+test("what a schema can't say is told with its place", async () => {
+  const problems = validateSource({
+    ...(await defaults({ topics: ["a b", "/(/", "/^dead/"], deadLetter: "dead-1", backend: ["nowhere"] })),
+  });
+  assert.deepEqual(
+    problems.map(({ field, message }) => `${field.join(".")}: ${message.slice(0, 30)}`),
+    [
+      'backend.0: "nowhere" is not host:port: wr',
+      'topics.0: "a b" is no name of a Kafka to',
+      "topics.1: the expression can't be read: ",
+      "deadLetter: dead-1 is one of the topics th",
+    ],
+  );
+});
