@@ -77,14 +77,16 @@ function judgeTopic(topic: string, index: number): FieldProblem[] {
     return problemAt(field, isName ? undefined : message);
   }
   try {
-    return new RegExp(topic.slice(1, -1)).test("") ? [] : [];
+    RegExp(topic.slice(1, -1));
+    return [];
   } catch (error) {
     return problemAt(field, `the expression can't be read: ${error instanceof Error ? error.message : String(error)}`);
   }
 }
 
 function judgeDeadLetter({ deadLetter, topics }: SourceConfig): FieldProblem[] {
-  if (deadLetter === undefined || selectTopics(topics, [deadLetter]).length === 0) return [];
+  const readable = topics.filter((each, index) => judgeTopic(each, index).length === 0);
+  if (deadLetter === undefined || selectTopics(readable, [deadLetter]).length === 0) return [];
   const message = `${deadLetter} is one of the topics that are read, so that its records would come round for ever`;
   return problemAt(["deadLetter"], `${message}: name another, or write the expression so that it does not match it`);
 }

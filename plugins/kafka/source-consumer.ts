@@ -72,6 +72,15 @@ export function startConsumer(config: SourceConfig, deps: ConsumerDeps): SourceC
   const stopping = Promise.withResolvers<"stop">();
   let isStopping = false;
 
+  function fail(error: unknown): void {
+    const failure = judgeError(error);
+    const { reason, message } = failure;
+    // kafkajs stumbles over what it no longer has.
+    deps.failed(
+      reason === "internal" ? { ...failure, message: `the connection was lost (kafkajs: ${message})` } : failure,
+    );
+  }
+
   async function pause(ms: number): Promise<void> {
     const { promise, resolve } = Promise.withResolvers<void>();
     const timer = clock.setTimeout(resolve, ms);
@@ -159,7 +168,7 @@ export function startConsumer(config: SourceConfig, deps: ConsumerDeps): SourceC
         if (now.join() !== topics.join()) return;
         await measure(now);
       } catch (error) {
-        deps.failed(judgeError(error));
+        fail(error);
       }
     }
   }
@@ -269,7 +278,7 @@ export function startConsumer(config: SourceConfig, deps: ConsumerDeps): SourceC
         await consumer.commitOffsets(offsets);
       } catch (error) {
         // Of a group that is being put together anew: its next assignment tells what holds.
-        if (!isRebalance(error)) deps.failed(judgeError(error));
+        if (!isRebalance(error)) fail(error);
         if (isJoined && !isStopping) advanced();
         return;
       }
@@ -286,7 +295,7 @@ export function startConsumer(config: SourceConfig, deps: ConsumerDeps): SourceC
         delayMs = restartMs.from;
       } catch (error) {
         if (isStopping) return;
-        deps.failed(judgeError(error));
+        fail(error);
         // A consumer that had joined begins the pace anew.
         if (generation > before + 1) delayMs = restartMs.from;
         await pause(delayMs * (0.75 + Math.random() / 2));
