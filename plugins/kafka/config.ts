@@ -33,6 +33,7 @@ export interface Config extends Access {
   readonly acks: "all" | "leader" | "none" | -1 | 1 | 0;
   readonly idempotent?: boolean;
   readonly compression: Compression;
+  readonly encoder: "fast" | "stock";
   readonly lingerMs: number;
   readonly inFlight: number;
   readonly maxQueuedRecords: number;

@@ -1,8 +1,9 @@
 /** Records that could not be mapped, as they came, in a Kafka topic of their own with the reason in their headers. */
 import type { Clock } from "@sluice/kernel";
 import type { Kafka, Producer } from "kafkajs";
-import { createStickyPartitioner } from "./client.ts";
+import { createPartitioner } from "./client.ts";
 import { judgeError, type Failure } from "./failure.ts";
+import { choosePartition } from "./partitioner.ts";
 import type { SourceRecord, Unmapped } from "./source-mapper.ts";
 
 export interface DeadLetter {
@@ -17,11 +18,14 @@ export interface DeadLetter {
 /** @param service the name of the KafkaSource, for the header that tells who gave the record up */
 export function createDeadLetter(kafka: Kafka, topic: string, service: string, clock: Clock): DeadLetter {
   let producer: Promise<Producer> | undefined;
+  let round = 0;
   let last: Promise<unknown> = Promise.resolve();
 
   async function connect(): Promise<Producer> {
     const made = kafka.producer({
-      createPartitioner: createStickyPartitioner(() => undefined),
+      createPartitioner: createPartitioner(({ key }, _topic, partitions) =>
+        choosePartition(key ?? null, partitions, round++),
+      ),
       retry: { retries: 0 },
     });
     await made.connect();
