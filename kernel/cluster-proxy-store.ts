@@ -681,7 +681,7 @@ export function createClusterProxyStore(
         subscriptions,
         queued: deliveries.count,
         queuedBytes: deliveries.bytes,
-        retained: messages,
+        retained: messages + publisher.ownRetained,
         retainedBytes: bytes,
       };
     },
@@ -710,7 +710,7 @@ export function createClusterProxyStore(
       }
     },
     graceOver() {
-      for (const session of [...sessions.values()]) {
+      for (const session of sessions.values()) {
         if (!session.claim || !session.handle) continue;
         session.handle.lose("storeLost");
         // Written when the engine is back, if it is still ours then.

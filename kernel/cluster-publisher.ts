@@ -17,6 +17,8 @@ export interface ClusterPublisher {
   /** Another node asks for it: to a clean session here. Answers whether there is one. */
   direct(body: Buffer): Buffer;
   retained(topicFilter: string): AsyncIterable<readonly ClusterMessage[]>;
+  /** Of what is retained on this node alone. */
+  readonly ownRetained: number;
   inboundOf(session: ClusterSession): SessionHandle["inbound"];
 }
 
@@ -245,6 +247,9 @@ export function createClusterPublisher(deps: ClusterPublisherDeps): ClusterPubli
       if (!session?.handle || session.claim) return Buffer.alloc(0);
       deps.handOut({ ...revived(message), payload: Buffer.from(payload, "base64") }, undefined);
       return Buffer.from("1");
+    },
+    get ownRetained() {
+      return own.size;
     },
     async *retained(topicFilter) {
       const now = deps.options.now();

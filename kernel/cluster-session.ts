@@ -131,7 +131,7 @@ export function createClusterSession(start: SessionStart, deps: ClusterSessionDe
       tail,
       logger: deps.logger,
       selectors: () => selectors,
-      hasRoom: () => !session.isCrowded() && deliveries.bytes < deps.queue.maxTotalBytes,
+      room: () => (deliveries.bytes < deps.queue.maxTotalBytes ? session.spare : 0),
       take,
       gap: () => deps.gap(),
     },

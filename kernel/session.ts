@@ -100,6 +100,13 @@ export class Session {
     return this.over(highWater);
   }
 
+  /** Messages that it takes before it is crowded. */
+  get spare(): number {
+    return this.isCrowded()
+      ? 0
+      : Math.floor(this.owner.queue.maxMessages * highWater) + 1 - this.queued - this.inflight.size;
+  }
+
   /** Would one more QoS 0 message be dropped before long? */
   get isBusy(): boolean {
     return this.qos0 > maxQos0 * highWater;

@@ -128,7 +128,7 @@ export function createMemoryCluster(o: { shards?: number; random?: () => number 
   /** One way to the engine or back. */
   async function hop(node: NodeState): Promise<void> {
     if (faults.delayMs > 0) await sleep(random() * faults.delayMs);
-    else await undefined;
+    else await Promise.resolve();
     if (!node.alive) await new Promise(() => undefined);
     if (node.reachable) return;
     await sleep(faults.timeoutMs);
