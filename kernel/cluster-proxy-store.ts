@@ -203,7 +203,11 @@ export function createClusterProxyStore(
       if (session) hand(session, directGrant(message), message, position);
       return;
     }
-    for (const { session, grant } of matching(message.topic, message.from)) hand(session, grant, message, position);
+    for (const { key, value } of index.match(message.topic)) {
+      const isOwn = message.from !== undefined && key.session.clientId === message.from;
+      const grant = isOwn ? value.own : value;
+      if (grant) hand(key, grant, message, position);
+    }
     shared.handOut(message, position);
   }
 
@@ -415,7 +419,15 @@ export function createClusterProxyStore(
     if (old) loseTo(old, "takenOver");
     const connection = clock.next(old?.connection);
     const session = createClusterSession(
-      { ...client, connection, claim: undefined, subscriptions: new Map(), cursor: undefined, inbound: new Map() },
+      {
+        ...client,
+        sent: [],
+        connection,
+        claim: undefined,
+        subscriptions: new Map(),
+        cursor: undefined,
+        inbound: new Map(),
+      },
       sessionDeps,
     );
     take(session);
@@ -425,6 +437,21 @@ export function createClusterProxyStore(
     if (purges.size < maxPurges) purges.set(clientId, connection);
     void purge();
     return handle;
+  }
+
+  /** After this node could hear of nothing: what it holds may be another's by now. */
+  async function verify(): Promise<void> {
+    for (const session of sessions.values()) {
+      const { claim } = session;
+      if (!claim) continue;
+      try {
+        const found = await cluster.records.owner(claim.ownership.clientId);
+        if (found && found.revision > claim.revision) fenced(claim);
+      } catch {
+        // Away again: there will be another time.
+        return;
+      }
+    }
   }
 
   function announce(kick: Omit<Kick, "proxy">): void {
@@ -463,6 +490,7 @@ export function createClusterProxyStore(
         const { claim, kept: found } = await owners.take(client, fenced);
         const { connection } = claim.ownership;
         announce({ clientId, revision: claim.revision, connection, why: "takenOver" });
+        const unanswered = found ? unansweredOf(found, claim) : { sent: [], begun: [] };
         const session = createClusterSession(
           {
             ...client,
@@ -470,11 +498,12 @@ export function createClusterProxyStore(
             claim,
             subscriptions: found?.subscriptions ?? new Map(),
             cursor: found?.cursor,
+            sent: unanswered.sent,
             inbound: found?.inbound ?? new Map(),
           },
           sessionDeps,
         );
-        if (found) await restore(session, claim, found);
+        await restore(session, unanswered.begun);
         for (const topicFilter of session.session.subscriptions.keys()) {
           const wanted = session.session.subscriptions.get(topicFilter);
           if (wanted && parseShared(topicFilter)) await shared.join(session, topicFilter, wanted);
@@ -512,19 +541,10 @@ export function createClusterProxyStore(
     return handle;
   }
 
-  /** What was in flight comes back from the log. */
-  async function restore(session: ClusterSession, claim: Claim, found: KeptSession): Promise<void> {
-    const { cursor } = found;
-    const settled = new Set(cursor?.settled);
-    const isBehind = ({ position: { shard, seq }, sharedBy }: KeptDelivery): boolean =>
-      sharedBy === undefined && (seq <= (cursor?.upTo.get(shard) ?? 0) || settled.has(placeOf({ shard, seq })));
-    const exactlyOnce = found.deliveries.filter((each) => !isBehind(each));
-    for (const each of found.deliveries) if (isBehind(each)) claim.writer.put(`o.${each.packetId}`, undefined);
-    const taken = new Set(exactlyOnce.map(({ packetId }) => packetId));
-    const atLeastOnce = (cursor?.inflight ?? []).filter(({ packetId }) => !taken.has(packetId));
-    const all = [...atLeastOnce, ...exactlyOnce].toSorted((a, b) => a.position.seq - b.position.seq);
+  /** What goes on where it was: PUBREL, and deliveries of shared subscriptions, which no session reads from the log. */
+  async function restore(session: ClusterSession, begun: readonly KeptDelivery[]): Promise<void> {
     const entries: Entry[] = [];
-    for (const each of all) {
+    for (const each of begun) {
       const message = await cluster.log.get(each.position);
       if (!message) {
         meters.gap();
@@ -718,6 +738,7 @@ export function createClusterProxyStore(
       }
     },
     revived() {
+      void verify();
       void tail.audit();
       void purge();
     },
@@ -758,6 +779,27 @@ function entryOf(
     withdrawn: false,
     recorded: qos === 2,
     isSafe: true,
+    sentBefore: false,
+  };
+}
+
+/** Of QoS 1 and 2; what the cursor has behind it needs nothing any more. */
+function unansweredOf(
+  { cursor, deliveries }: KeptSession,
+  { writer }: Claim,
+): { readonly sent: KeptDelivery[]; readonly begun: KeptDelivery[] } {
+  const settled = new Set(cursor?.settled);
+  const isBehind = ({ position, sharedBy }: KeptDelivery): boolean =>
+    sharedBy === undefined &&
+    (position.seq <= (cursor?.upTo.get(position.shard) ?? 0) || settled.has(placeOf(position)));
+  for (const each of deliveries) if (isBehind(each)) writer.put(`o.${each.packetId}`, undefined);
+  const exactlyOnce = deliveries.filter((each) => !isBehind(each));
+  const ids = new Set(exactlyOnce.map(({ packetId }) => packetId));
+  const atLeastOnce = (cursor?.inflight ?? []).filter(({ packetId }) => !ids.has(packetId));
+  const isBegun = ({ released, sharedBy }: KeptDelivery): boolean => released || sharedBy !== undefined;
+  return {
+    sent: [...atLeastOnce, ...exactlyOnce.filter((each) => !isBegun(each))],
+    begun: exactlyOnce.filter(isBegun),
   };
 }
 

@@ -35,6 +35,8 @@ export interface LogReaderOwner {
   room(): number;
   /** Queues it, unless the session does not want it. Answers whether it has to be settled. */
   take(message: ClusterMessage, position: LogPosition): boolean;
+  /** It has come to the log's end. */
+  caughtUp(): void;
   gap(): void;
 }
 
@@ -60,6 +62,7 @@ export class LogReader {
 
   constructor(owner: LogReaderOwner, cursor: LogCursor | undefined) {
     this.owner = owner;
+    for (const [shard, seq] of owner.tail.handedOut) this.pass({ shard, seq });
     if (!cursor) return;
     for (const [shard, seq] of cursor.upTo) this.taken.set(shard, seq);
     for (const place of cursor.settled) this.settled.add(place);
@@ -261,7 +264,7 @@ export class LogReader {
 
   /** False: the node's tail has gone past it, or has brought what it must read now. */
   private follow(): boolean {
-    for (const [shard, seq] of this.passed) if ((this.taken.get(shard) ?? 0) < seq) return false;
+    for (const [shard, seq] of this.passed) if ((this.taken.get(shard) ?? Infinity) < seq) return false;
     this.passed.clear();
     const selectors = this.owner.selectors();
     if (!this.owner.tail.join(selectors, this.taken, false)) return false;
@@ -270,6 +273,7 @@ export class LogReader {
     const { aside = [] } = this;
     this.aside = undefined;
     for (const { message, position } of aside) this.offer(message, position);
+    this.owner.caughtUp();
     return true;
   }
 

@@ -160,6 +160,7 @@ export function createRecordWriter(o: {
       await new Promise((resolve) => setTimeout(resolve, retryMs));
       writing = undefined;
       // It may have been applied or not. What was put since is newer.
+      for (const key of pending.keys()) changes.delete(key);
       pending = new Map([...changes, ...pending]);
       done.reject(new SluiceError("STORE_FAILED", `the session of ${o.clientId} could not be made safe`));
     }

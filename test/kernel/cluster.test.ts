@@ -158,10 +158,10 @@ test("QoS 2 to a client: a node that dies between the steps leaves each message 
         old.got.find((each) => each.delivery.message.payload.equals(delivery.message.payload))?.delivery.packetId,
     ]),
     [
-      [true, "sent", true],
       [true, "PUBREL", true],
       // PUBCOMP came, and nobody had written it down: the client has the message, and gets another PUBREL.
       [true, "PUBREL", true],
+      [true, "sent", true],
       [false, "new", false],
     ],
   );
