@@ -50,7 +50,7 @@ export interface ClusterProxyStore extends ProxyStore {
   close(): Promise<void>;
 }
 
-export const controlKinds = ["kick", "match", "receipt", "direct", "sessions", "shared", "sharedDone"] as const;
+export const controlKinds = ["kick", "match", "receipt", "direct", "sessions", "shared"] as const;
 export type ControlKind = (typeof controlKinds)[number];
 
 export interface ClusterMeters {
@@ -136,7 +136,20 @@ export function createClusterProxyStore(
     { messageSeq: 0, entrySeq: 0 },
   );
   const relay = createReceiptRelay(proxy, engine);
-  const shared = createSharedMembers({ proxy, engine, cluster, tail, deliveries, logger, kept, receiptsOf: relay.of });
+  const shared = createSharedMembers({
+    proxy,
+    engine,
+    cluster,
+    tail,
+    deliveries,
+    logger,
+    clock,
+    now,
+    kept,
+    receiptsOf: relay.of,
+    gap: () => meters.gap(),
+    conflict: () => meters.conflict(),
+  });
   const owners = createSessionOwners({
     proxy,
     engine,
@@ -159,6 +172,7 @@ export function createClusterProxyStore(
     check: () => deps.check(),
     handOut,
     matching,
+    sharedBy: (topic) => shared.matching(topic),
     sessionOf,
     session: (clientId) => sessions.get(clientId),
     find: (clientId) => owners.find(clientId),
@@ -604,6 +618,7 @@ export function createClusterProxyStore(
       if (isDue) session.checkpoint();
       if (!session.reader.follows && session.handle) session.reader.resume();
     }
+    if (isDue) shared.checkpoint();
     if (purges.size > 0) void purge();
   }
 
@@ -726,7 +741,7 @@ export function createClusterProxyStore(
         case "sessions":
           return Buffer.from(JSON.stringify([...sessions.values()].map(info)));
         default:
-          return shared.answer(kind, body, from);
+          return shared.answer(body, from);
       }
     },
     graceOver() {
@@ -792,6 +807,8 @@ function unansweredOf(
   const isBehind = ({ position, sharedBy }: KeptDelivery): boolean =>
     sharedBy === undefined &&
     (position.seq <= (cursor?.upTo.get(position.shard) ?? 0) || settled.has(placeOf(position)));
+  // First the cursor, which another node may have handed over: without the record nothing else says that it is settled.
+  if (cursor) writer.put("cur", encodeCursor(cursor));
   for (const each of deliveries) if (isBehind(each)) writer.put(`o.${each.packetId}`, undefined);
   const exactlyOnce = deliveries.filter((each) => !isBehind(each));
   const ids = new Set(exactlyOnce.map(({ packetId }) => packetId));

@@ -49,7 +49,8 @@ export interface ClusterSessionDeps {
 /** What a session needs of the shared subscriptions. */
 export interface SharedMemberships {
   join(member: ClusterSession, topicFilter: string, options: SubscriptionOptions): Promise<void>;
-  leave(member: ClusterSession, topicFilter: string): void;
+  /** @param isGone it will not come back: it has unsubscribed, or ended */
+  leave(member: ClusterSession, topicFilter: string, isGone: boolean): void;
   /** Its member has it. */
   settled(member: ClusterSession, entry: Entry): void;
   /** Its member will not have it: it is for another. */
@@ -349,7 +350,7 @@ export function createClusterSession(start: SessionStart, deps: ClusterSessionDe
     },
     unsubscribe(topicFilter) {
       if (!session.subscriptions.delete(topicFilter)) return false;
-      if (parseShared(topicFilter)) deps.shared.leave(held, topicFilter);
+      if (parseShared(topicFilter)) deps.shared.leave(held, topicFilter, true);
       else drop(topicFilter);
       return claim ? written().then(() => true) : true;
     },
@@ -371,14 +372,20 @@ export function createClusterSession(start: SessionStart, deps: ClusterSessionDe
       isLoaded = false;
       session.release();
       for (const entry of session.extract(() => true)) {
-        if (entry.sharedBy !== undefined && !(entry.qos === 2 && entry.recorded && entry.packetId > 0)) {
-          deps.shared.returned(held, entry);
+        // A QoS 2 delivery that has begun stays with its session [MQTT-4.8.2-4] [MQTT-4.8.2-5].
+        const hasBegun = entry.qos === 2 && entry.isSafe && entry.packetId > 0;
+        if (entry.sharedBy !== undefined) {
+          if (hasBegun) deps.shared.settled(held, entry);
+          else deps.shared.returned(held, entry);
+        }
+        if (reason === "ended" && (entry.sharedBy === undefined || hasBegun)) {
+          deliveries.lost(session, entry, "session_ended");
+        } else {
           deliveries.free(session, entry);
-        } else if (reason === "ended") deliveries.lost(session, entry, "session_ended");
-        else deliveries.free(session, entry);
+        }
       }
       for (const topicFilter of session.subscriptions.keys()) {
-        if (parseShared(topicFilter)) deps.shared.leave(held, topicFilter);
+        if (parseShared(topicFilter)) deps.shared.leave(held, topicFilter, reason === "ended");
       }
       reader.close();
       for (const topicFilter of subscriptions.keys()) {

@@ -108,7 +108,8 @@ export async function runChaos(o: { seed: number; steps: number; kills: boolean 
     }
     device.known.add(packetId);
     try {
-      await handle.release(delivery);
+      // A node that was killed does not answer.
+      await Promise.race([handle.release(delivery), sleep(300).then(() => Promise.reject(new Error("no answer")))]);
     } catch {
       return;
     }
@@ -156,7 +157,7 @@ export async function runChaos(o: { seed: number; steps: number; kills: boolean 
         if (!publishing) return;
       }
       acknowledged.push({ topic, payload, qos, publisher });
-      await sleep(below(4));
+      await sleep(below(30));
     }
   });
 
@@ -193,7 +194,7 @@ export async function runChaos(o: { seed: number; steps: number; kills: boolean 
   // Everything is well again: each device gets what it is still to get.
   const wanted = (device: Device) =>
     acknowledged.filter(({ topic }) => device.filters.some(([filter]) => fits(filter, topic)));
-  const until = performance.now() + 20_000;
+  const until = performance.now() + 60_000;
   for (const device of devices) {
     device.handle = undefined;
     while (!device.handle && performance.now() < until) {
