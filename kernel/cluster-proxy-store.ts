@@ -1,5 +1,5 @@
 /** The sessions of one proxy on one node of a cluster. */
-import type { ClusterEngine, ClusterMessage, ClusterProxy, LogPosition } from "./cluster-engine.ts";
+import type { ClusterEngine, ClusterMessage, ClusterPeer, ClusterProxy, LogPosition } from "./cluster-engine.ts";
 import { type ClusterSession, createClusterSession, type Claim, directGrant } from "./cluster-session.ts";
 import { createClusterPublisher } from "./cluster-publisher.ts";
 import { createDeliveries } from "./deliveries.ts";
@@ -10,6 +10,7 @@ import type { HybridClock } from "./hybrid-clock.ts";
 import { placeOf } from "./log-reader.ts";
 import { createLogTail } from "./log-tail.ts";
 import type { Logger, SessionInfo } from "./plugin.ts";
+import { createOrphanedWills } from "./orphaned-wills.ts";
 import { createReceiptRelay } from "./receipt-relay.ts";
 import { costOf, type Entry, type KeptMessage, neverExpires } from "./session.ts";
 import { createHandle, type MemoryHandle } from "./session-handle.ts";
@@ -43,14 +44,14 @@ export interface ClusterProxyStore extends ProxyStore {
   graceOver(): void;
   /** The engine is back. */
   revived(): void;
-  peerChanged(): void;
+  peerChanged(peer: ClusterPeer): void;
   readonly interests: number;
   /** Messages handed out that are not verified yet. */
   readonly unverified: number;
   close(): Promise<void>;
 }
 
-export const controlKinds = ["kick", "match", "receipt", "direct", "sessions", "shared"] as const;
+export const controlKinds = ["kick", "here", "match", "receipt", "direct", "sessions", "shared"] as const;
 export type ControlKind = (typeof controlKinds)[number];
 
 export interface ClusterMeters {
@@ -126,9 +127,8 @@ export function createClusterProxyStore(
         delivery(_, entry) {
           entry.recorded = entry.qos === 2 && entry.message.position !== undefined;
         },
-        forgetDelivery(_, entry) {
-          entry.recorded = false;
-        },
+        // Its record goes with the cursor.
+        forgetDelivery: () => undefined,
       },
       onDropped: (reason, count) => options.onDropped(reason, count),
       now,
@@ -149,6 +149,17 @@ export function createClusterProxyStore(
     receiptsOf: relay.of,
     gap: () => meters.gap(),
     conflict: () => meters.conflict(),
+  });
+  const wills = createOrphanedWills({
+    engine,
+    cluster,
+    logger,
+    async connected(clientIds) {
+      const answers = await askAll("here", { clientIds });
+      const elsewhere = answers.flatMap((answer) => JSON.parse(answer.toString()) as string[]);
+      return new Set([...clientIds.filter(isHere), ...elsewhere]);
+    },
+    publish: async (will) => await options.onOrphanedWill?.(will),
   });
   const owners = createSessionOwners({
     proxy,
@@ -172,6 +183,7 @@ export function createClusterProxyStore(
     check: () => deps.check(),
     handOut,
     matching,
+    askAll,
     sharedBy: (topic) => shared.matching(topic),
     sessionOf,
     session: (clientId) => sessions.get(clientId),
@@ -240,6 +252,18 @@ export function createClusterProxyStore(
     deliveries.give({ key: session, value: grant }, kept(message, position), retain, relay.of(message));
   }
 
+  function isHere(clientId: string): boolean {
+    return sessions.get(clientId)?.handle !== undefined;
+  }
+
+  /** What those answer that do, of the nodes that are up. */
+  async function askAll(kind: ControlKind, question: object): Promise<Buffer[]> {
+    const body = Buffer.from(JSON.stringify({ proxy, ...question }));
+    const peers = engine.peers().filter(({ isUp }) => isUp);
+    const answers = await Promise.allSettled(peers.map(({ id }) => engine.control.request(id, kind, body, askMs)));
+    return answers.flatMap((answer) => (answer.status === "fulfilled" ? [answer.value] : []));
+  }
+
   /** Undefined where it has ended. */
   function sessionOf(handle: SessionHandle): ClusterSession | undefined {
     const session = byHandle.get(handle);
@@ -295,7 +319,7 @@ export function createClusterProxyStore(
   function loseTo(session: ClusterSession, why: LostReason): KeptCursor {
     session.handle?.lose(why);
     const { clientId } = session.session;
-    void cluster.wills.delete(clientId).catch(() => undefined);
+    wills.forget(clientId);
     const isPassedOn = why !== "removed" && session.claim !== undefined;
     session.claim?.writer.close();
     return unload(session, isPassedOn ? "passedOn" : "ended");
@@ -344,6 +368,7 @@ export function createClusterProxyStore(
     });
     const handle: MemoryHandle = {
       ...plain,
+      connection: session.connection,
       attach(deliver, credit) {
         plain.attach(deliver, credit);
         void session.routed.then(() => session.reader.resume());
@@ -359,7 +384,7 @@ export function createClusterProxyStore(
     session.handle = undefined;
     inner.release();
     const { clientId } = inner;
-    void cluster.wills.delete(clientId).catch(() => undefined);
+    wills.forget(clientId);
     if (expirySec !== undefined) inner.expirySec = expirySec;
     if (!claim) {
       unload(session, "ended");
@@ -447,7 +472,8 @@ export function createClusterProxyStore(
     take(session);
     const handle = handleOf(session, false, client.onLost);
     session.handle = handle;
-    announce({ clientId, revision: 0, connection, why: "takenOver" });
+    if (client.will) wills.keep(clientId, client.will);
+    announce({ clientId, revision: 0, connection, why: "takenOver", resumes: false });
     if (purges.size < maxPurges) purges.set(clientId, connection);
     void purge();
     return handle;
@@ -503,7 +529,13 @@ export function createClusterProxyStore(
       try {
         const { claim, kept: found } = await owners.take(client, fenced);
         const { connection } = claim.ownership;
-        announce({ clientId, revision: claim.revision, connection, why: "takenOver" });
+        announce({
+          clientId,
+          revision: claim.revision,
+          connection,
+          why: "takenOver",
+          resumes: found !== undefined,
+        });
         const unanswered = found ? unansweredOf(found, claim) : { sent: [], begun: [] };
         const session = createClusterSession(
           {
@@ -531,6 +563,7 @@ export function createClusterProxyStore(
           return handle;
         }
         take(session);
+        if (client.will) wills.keep(clientId, client.will);
         for (const topic of found?.cursor?.retained ?? []) void again(session, topic);
         return handle;
       } catch (error) {
@@ -552,6 +585,8 @@ export function createClusterProxyStore(
     session.connectedAt = session.settledAt = now();
     const handle = handleOf(session, true, client.onLost);
     session.handle = handle;
+    if (client.will) wills.keep(client.clientId, client.will);
+    else wills.forget(client.clientId);
     return handle;
   }
 
@@ -586,12 +621,13 @@ export function createClusterProxyStore(
     }
   }
 
-  function kicked({ clientId, revision, connection, why }: Kick): Buffer | undefined {
+  function kicked({ clientId, revision, connection, why, resumes }: Kick): Buffer | undefined {
     clock.seen(connection);
     const arrival = arriving.get(clientId);
     const session = sessions.get(clientId);
     if (!session) {
       if (arrival) arrival.isLost = true;
+      if (why === "takenOver") options.onElsewhere?.(clientId, resumes);
       const cursor = leaving.get(clientId);
       return cursor && encodeCursor(cursor);
     }
@@ -607,7 +643,7 @@ export function createClusterProxyStore(
       loseTo(session, why);
       return wasHere;
     }
-    announce({ clientId, revision: 0, connection: session.connection, why: "takenOver" });
+    announce({ clientId, revision: 0, connection: session.connection, why: "takenOver", resumes: false });
     return undefined;
   }
 
@@ -639,17 +675,8 @@ export function createClusterProxyStore(
 
   async function query(): Promise<readonly SessionInfo[]> {
     const found = new Map<string, SessionInfo>();
-    const peers = engine.peers().filter(({ isUp }) => isUp);
-    const body = Buffer.from(JSON.stringify({ proxy }));
-    const answers = await Promise.allSettled(
-      peers.map(async ({ id }) => {
-        const answer = await engine.control.request(id, "sessions", body, queryMs);
-        return JSON.parse(answer.toString()) as SessionInfo[];
-      }),
-    );
-    for (const answer of answers) {
-      if (answer.status === "rejected") continue;
-      for (const each of answer.value) found.set(each.clientId, each);
+    for (const answer of await askAll("sessions", {})) {
+      for (const each of JSON.parse(answer.toString()) as SessionInfo[]) found.set(each.clientId, each);
     }
     for (const session of sessions.values()) found.set(session.session.clientId, info(session));
     for await (const listed of cluster.records.list(["sub"])) {
@@ -689,15 +716,10 @@ export function createClusterProxyStore(
     const local = sessions.get(clientId);
     if (local) loseTo(local, "removed");
     const connection = clock.next(local?.connection);
-    const body = Buffer.from(
-      JSON.stringify({ proxy, clientId, revision: 0, connection, why: "removed" } satisfies Kick),
-    );
     const wasKept = await alone(clientId, () => owners.remove(clientId));
-    const peers = engine.peers().filter(({ isUp }) => isUp);
-    const elsewhere = await Promise.allSettled(
-      peers.map(async ({ id }) => (await engine.control.request(id, "kick", body, queryMs)).length > 0),
-    );
-    return local !== undefined || wasKept || elsewhere.some((each) => each.status === "fulfilled" && each.value);
+    const kick: Omit<Kick, "proxy"> = { clientId, revision: 0, connection, why: "removed", resumes: false };
+    const answers = await askAll("kick", kick);
+    return local !== undefined || wasKept || answers.some((answer) => answer.length > 0);
   }
 
   return {
@@ -730,6 +752,10 @@ export function createClusterProxyStore(
       switch (kind) {
         case "kick":
           return kicked(JSON.parse(body.toString()) as Kick);
+        case "here": {
+          const { clientIds } = JSON.parse(body.toString()) as { clientIds: string[] };
+          return Buffer.from(JSON.stringify(clientIds.filter(isHere)));
+        }
         case "match": {
           const { topic, publisher: by } = JSON.parse(body.toString()) as { topic: string; publisher?: string };
           return Buffer.from(JSON.stringify(matching(topic, by).map(({ session }) => session.session.clientId)));
@@ -754,10 +780,14 @@ export function createClusterProxyStore(
     },
     revived() {
       void verify();
+      wills.retry();
       void tail.audit();
       void purge();
     },
-    peerChanged: () => shared.peerChanged(),
+    peerChanged(peer) {
+      shared.peerChanged();
+      wills.peer(peer);
+    },
     async close() {
       clearInterval(timer);
       for (const session of sessions.values()) if (session.handle) void session.handle.close();
@@ -773,8 +803,8 @@ export function createClusterProxyStore(
 /** The answer of a node that had the client, and has nothing to hand over. */
 const wasHere = Buffer.from("1");
 
-/** How long other nodes have to say what sessions they have. */
-const queryMs = 5000;
+/** How long other nodes have for an answer. */
+const askMs = 2000;
 
 function entryOf(
   { packetId, qos, released, sharedBy }: KeptDelivery,

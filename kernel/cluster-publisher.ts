@@ -33,6 +33,7 @@ export interface ClusterPublisherDeps {
   check(): void;
   handOut(message: ClusterMessage, position: LogPosition | undefined): void;
   matching(topic: string, from: string | undefined): { readonly session: ClusterSession; readonly grant: Grant }[];
+  askAll(kind: "match" | "direct", question: object): Promise<readonly Buffer[]>;
   /** Shared subscriptions, of those that this node owns, with a connected member. */
   sharedBy(topic: string): number;
   sessionOf(handle: SessionHandle): ClusterSession | undefined;
@@ -40,9 +41,6 @@ export interface ClusterPublisherDeps {
   find(clientId: string): Promise<Ownership | undefined>;
   onDropped(reason: string): void;
 }
-
-/** How long other nodes have to say whom they will give a message to. */
-const askMs = 2000;
 
 /** How long a publisher that waits for receipts may be told of one. */
 const receiptsMs = 10 * 60_000;
@@ -116,7 +114,7 @@ export function createClusterPublisher(deps: ClusterPublisherDeps): ClusterPubli
     receipts: NonNullable<PublishOptions["receipts"]>,
   ): Promise<PublishOutcome> {
     const here = deps.matching(message.topic, o.from).map(({ session }) => session.session.clientId);
-    const elsewhere = await askAll("match", { topic: message.topic, publisher: o.from });
+    const elsewhere = await deps.askAll("match", { topic: message.topic, publisher: o.from });
     const everybody = new Set([...here, ...elsewhere.flatMap((answer) => JSON.parse(answer.toString()) as string[])]);
     const matched = everybody.size;
     const finished = new Set<string>();
@@ -138,13 +136,6 @@ export function createClusterPublisher(deps: ClusterPublisherDeps): ClusterPubli
     setTimeout(end, receiptsMs).unref();
     for (const clientId of everybody) receipts(clientId, "waiting");
     return await send(clusterMessage(message, o, { receipt: token }), o, matched);
-  }
-
-  async function askAll(kind: "match" | "direct", question: object): Promise<Buffer[]> {
-    const body = Buffer.from(JSON.stringify({ proxy, ...question }));
-    const peers = engine.peers().filter(({ isUp }) => isUp);
-    const answers = await Promise.allSettled(peers.map(({ id }) => engine.control.request(id, kind, body, askMs)));
-    return answers.flatMap((answer) => (answer.status === "fulfilled" ? [answer.value] : []));
   }
 
   function send(message: ClusterMessage, o: PublishOptions, matched: number): Awaitable<PublishOutcome> {
@@ -228,7 +219,7 @@ export function createClusterPublisher(deps: ClusterPublisherDeps): ClusterPubli
     const made = clusterMessage(message, o, { to: clientId });
     const told = tellMessage({ ...made, receipt: wait?.token });
     o.receipts?.(clientId, "waiting");
-    const answers = await askAll("direct", { message: told });
+    const answers = await deps.askAll("direct", { message: told });
     if (answers.some((answer) => answer.length > 0)) return { matched: 1, connected: 1, durable: true };
     o.receipts?.(clientId, "passedOn");
     wait?.end();

@@ -205,6 +205,7 @@ export function createClusterSession(start: SessionStart, deps: ClusterSessionDe
     }
     if (entry.qos === 2 && entry.recorded && entry.packetId > 0) {
       completed.push(entry.packetId);
+      session.reserve(entry.packetId);
       if (completed.length >= maxCompleted) checkpoint();
     }
     if (position && entry.qos > 0) reader.settle(position);
@@ -232,7 +233,10 @@ export function createClusterSession(start: SessionStart, deps: ClusterSessionDe
     isDirty = false;
     claim.writer.put("cur", encodeCursor(cursor()));
     // Only now may their ids be used again: what the cursor has behind it is not sent twice.
-    for (const packetId of completed) claim.writer.put(`o.${packetId}`, undefined);
+    for (const packetId of completed) {
+      claim.writer.put(`o.${packetId}`, undefined);
+      session.unreserve(packetId);
+    }
     completed = [];
   }
 

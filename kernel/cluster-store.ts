@@ -64,8 +64,8 @@ export function createClusterStore(o: ClusterStoreOptions): Store {
     start() {
       watching = [
         engine.onHealth(healthChanged),
-        engine.onPeer(() => {
-          for (const proxy of proxies.values()) proxy.peerChanged();
+        engine.onPeer((peer) => {
+          for (const proxy of proxies.values()) proxy.peerChanged(peer);
         }),
         ...controlKinds.map((kind) =>
           engine.control.handle(kind, (body, from) => {

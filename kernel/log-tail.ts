@@ -68,7 +68,7 @@ const maxHeld = 10_000;
 const maxSeen = 20_000;
 
 /** How often the log is read for a message that must be there before it is given up: retention may have removed it. */
-const maxRepairs = 5;
+const maxRepairs = 40;
 
 const retryMs = 200;
 

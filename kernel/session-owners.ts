@@ -67,6 +67,8 @@ export interface Kick {
   readonly revision: number;
   readonly connection: number;
   readonly why: "takenOver" | "removed";
+  /** The session goes on where the one who asks is. */
+  readonly resumes: boolean;
 }
 
 /** How often a session is claimed that others claim at the same time. */
@@ -133,7 +135,7 @@ export function createSessionOwners(deps: SessionOwnersDeps): SessionOwners {
         continue;
       }
       const { revision } = outcome;
-      const kick = { revision, connection: ownership.connection, why: "takenOver" } as const;
+      const kick = { revision, connection: ownership.connection, why: "takenOver", resumes } as const;
       const cursor = before && (await letGo(before, kick));
       const stored = before ? await records.load(clientId, revision) : new Map<string, Buffer>();
       if (stored === "fenced") {
@@ -222,7 +224,7 @@ export function createSessionOwners(deps: SessionOwnersDeps): SessionOwners {
         continue;
       }
       const why = newest === Infinity ? "removed" : "takenOver";
-      await letGo(prior, { revision: outcome.revision, connection, why });
+      await letGo(prior, { revision: outcome.revision, connection, why, resumes: false });
       if ((await records.remove(clientId, outcome.revision)) === "written") return wasThere;
       found = await records.owner(clientId);
     }

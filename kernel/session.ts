@@ -180,10 +180,9 @@ export class Session {
     used.add(entry.packetId);
   }
 
-  /** The id belongs to a delivery that is still to come: it is given to no other. */
+  /** The id is given to no delivery until `unreserve`. */
   reserve(packetId: number): void {
     (this.packetIds ??= new Set()).add(packetId);
-    this.lastPacketId = packetId;
   }
 
   unreserve(packetId: number): void {

@@ -700,9 +700,10 @@ export function storeContract(make: StoreFactory, { keeps = "queues" }: { keeps?
     }
     assert.equal((await store.query()).find(({ clientId }) => clientId === "fast")?.queued, 0);
     await slow.handle.close();
-    assert.deepEqual(await store.publish(message("t")), { matched: ofAbsent(1), connected: 0, durable: true });
-    const back = await connect(store, "slow");
-    await eventually(() => back.got.length, 1);
+    const last = message("t", 1, "last");
+    assert.deepEqual(await store.publish(last), { matched: ofAbsent(1), connected: 0, durable: true });
+    const back = [await connect(store, "slow"), await connect(store, "fast")];
+    await eventually(() => back.flatMap((each) => each.payloads()).filter((each) => each === "last").length, 1);
   });
 
   test("shared: what a member leaves unsettled goes to another; a QoS 2 delivery that began stays [MQTT-4.8.2-4]", async () => {

@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { afterEach, test } from "node:test";
 import type { Message, QoS } from "../../kernel/plugin.ts";
 import type { Receipt } from "../../kernel/store.ts";
-import { createTestCluster, type TestCluster } from "../helpers/cluster.ts";
+import { createTestCluster, type TestCluster, type TestNode } from "../helpers/cluster.ts";
 import { eventually } from "../helpers/eventually.ts";
 import { connect } from "../helpers/store-contract.ts";
 
@@ -381,4 +381,118 @@ test("a message that the log has lost by its age is counted, and the session goe
   const back = await connect(b.proxy, "s");
   await eventually(() => back.payloads(), ["2", "3"]);
   assert.equal(await b.metric("sluice_cluster_log_gaps_total"), 1);
+});
+
+test("the wills of a node that dies are published by one of the others, once, save of clients that are back", async () => {
+  const cluster = open();
+  const published: string[] = [];
+  const nodes = await Promise.all(
+    ["a", "b", "c"].map((id) =>
+      cluster.node(id, {
+        onOrphanedWill: async ({ will, client }) =>
+          void published.push(`${id}: ${client.id} ${client.username} ${will.payload.toString()}`),
+      }),
+    ),
+  );
+  const [a, b, c] = nodes as [TestNode, TestNode, TestNode];
+  const join = async (node: TestNode, clientId: string, clean: boolean) =>
+    await node.proxy.acquire({
+      clientId,
+      cleanStart: clean,
+      expirySec: clean ? 0 : 0xffff_ffff,
+      info: { username: "u", address: "" },
+      onLost: () => undefined,
+      will: {
+        will: { topic: "w", payload: Buffer.from(`of ${clientId}`), qos: 1, retain: false, delaySec: 0 },
+        client: { id: clientId, username: "u", address: "", protocolVersion: 4 },
+      },
+    });
+  await join(c, "clean", true);
+  await join(c, "lasting", false);
+  await (await join(c, "left", false)).close();
+  for (const clientId of ["back", "moved"]) await join(c, clientId, false);
+  await join(b, "moved", false);
+  // One that hears nothing of it: its client is at another node when the first is found dead.
+  cluster.memory.faults.loseControl = 1;
+  await join(b, "back", true);
+  cluster.memory.faults.loseControl = 0;
+  c.kill();
+  await eventually(() => published.toSorted(), ["a: clean u of clean", "a: lasting u of lasting"]);
+  a.kill();
+  assert.equal(published.length, 2);
+});
+
+test("the number of a client's connection grows from node to node", async () => {
+  const { a, b } = await two();
+  const numbers: (number | undefined)[] = [];
+  for (const [node, clean] of [
+    [a, false],
+    [b, false],
+    [a, true],
+    [b, true],
+    [a, false],
+  ] as const) {
+    numbers.push((await connect(node.proxy, "s", { clean })).handle.connection);
+  }
+  assert.equal(new Set(numbers).size, 5);
+  assert.deepEqual(
+    numbers,
+    numbers.toSorted((x, y) => Number(x) - Number(y)),
+  );
+});
+
+test("shared over nodes: each message goes to one member, whichever node it is connected to", async () => {
+  const { a, b } = await two();
+  const members = [
+    await connect(a.proxy, "m0", { filters: [["$share/g/t/+", 1]] }),
+    await connect(b.proxy, "m1", { filters: [["$share/g/t/+", 1]] }),
+    await connect(b.proxy, "m2", { filters: [["$share/g/t/+", 1]] }),
+  ];
+  const settling = setInterval(() => {
+    for (const member of members) member.settleAll();
+  }, 5);
+  for (let n = 0; n < 60; n++) await [a, b][n % 2]!.proxy.publish(message(`t/${n}`, n % 3 === 0 ? 0 : 1, String(n)));
+  await eventually(() => members.reduce((sum, { got }) => sum + got.length, 0), 60);
+  clearInterval(settling);
+  assert.equal(new Set(members.flatMap((member) => member.payloads())).size, 60, "each to one");
+  for (const { got } of members) assert.ok(got.length >= 10, `${got.length} of 60 went to one of three`);
+});
+
+test("shared over nodes: the owner dies, a member leaves, and what was not settled goes to others", async () => {
+  const { cluster, a, b } = await two({ checkpointMs: 50 });
+  const first = await connect(a.proxy, "m0", { filters: [["$share/g/t", 1]] });
+  const second = await connect(b.proxy, "m1", { filters: [["$share/g/t", 1]] });
+  for (let n = 0; n < 20; n++) await b.proxy.publish(message("t", 1, String(n)));
+  await eventually(() => first.got.length + second.got.length, 20);
+  const settled = new Set(second.payloads());
+  second.settleAll();
+  a.kill();
+  await eventually(() => {
+    second.settleAll();
+    return new Set(second.payloads()).size;
+  }, 20);
+  const third = await cluster.node("c");
+  const other = await connect(third.proxy, "m2", { filters: [["$share/g/t", 1]] });
+  await second.handle.close();
+  await third.proxy.publish(message("t", 1, "last"));
+  await eventually(() => {
+    other.settleAll();
+    return other.payloads().at(-1);
+  }, "last");
+  assert.ok(settled.size > 0);
+});
+
+test("shared over nodes: while nobody is connected the log keeps what comes, for as long as somebody is absent", async () => {
+  const { a, b } = await two();
+  const member = await connect(a.proxy, "m", { filters: [["$share/g/t", 1]] });
+  await member.handle.close();
+  await b.proxy.publish(message("t", 1, "kept"));
+  const back = await connect(b.proxy, "m");
+  await eventually(() => back.payloads(), ["kept"]);
+  back.settleAll();
+  await back.handle.unsubscribe("$share/g/t");
+  await b.proxy.publish(message("t", 1, "nobody's"));
+  const later = await connect(a.proxy, "n", { filters: [["$share/g/t", 1]] });
+  await b.proxy.publish(message("t", 1, "new"));
+  await eventually(() => later.payloads(), ["new"]);
 });
