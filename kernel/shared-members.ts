@@ -216,7 +216,7 @@ export function createSharedMembers(deps: SharedMembersDeps): SharedMembers {
   async function claim({ topicFilter }: Local, expected: number, prior: Ownership | undefined): Promise<void> {
     const clientId = prefix + topicFilter;
     const selector = selectorOf(topicFilter);
-    const end_ = prior ? undefined : await log.end([selector]);
+    const begin = prior ? undefined : await log.end([selector]);
     const ownership: Ownership = {
       clientId,
       node: node.id,
@@ -229,7 +229,7 @@ export function createSharedMembers(deps: SharedMembersDeps): SharedMembers {
       username: undefined,
       address: "",
       // Where it began: until there is a cursor.
-      direct: prior?.direct ?? [...(end_ ?? [])],
+      direct: prior?.direct ?? [...(begin ?? [])],
     };
     const outcome = await records.claim(clientId, encodeOwnership(ownership), expected);
     if ("taken" in outcome) {
