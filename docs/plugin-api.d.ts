@@ -115,8 +115,11 @@ export type UnsubscribeContext = ContextOf<"Unsubscribe", UnsubscribePacket>;
 export type DisconnectContext = ContextOf<"Disconnect", DisconnectPacket>;
 export type FilterContext = ConnectContext | PublishContext | SubscribeContext | UnsubscribeContext | DisconnectContext;
 export type FilterResult = string | void | undefined;
+export interface PendingResult {
+    then(answer: (result: FilterResult) => void, fail: (error: unknown) => void): unknown;
+}
 export interface Filter {
-    handle(ctx: FilterContext): FilterResult | Promise<FilterResult>;
+    handle(ctx: FilterContext): FilterResult | PendingResult;
     adopt?(previous: Filter): void;
     close?(): void | Promise<void>;
     health?(): Health;
@@ -333,6 +336,10 @@ export interface Host {
     };
     kinds(): readonly KindInfo[];
     health(): readonly ObjectHealth[];
+    readonly worker: {
+        readonly index: number;
+        readonly count: number;
+    };
     about(): {
         name: string;
         version: string;

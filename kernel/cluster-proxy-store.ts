@@ -368,7 +368,7 @@ export function createClusterProxyStore(
     });
     const handle: MemoryHandle = {
       ...plain,
-      connection: session.connection,
+      ordinal: session.connection,
       attach(deliver, credit) {
         plain.attach(deliver, credit);
         void session.routed.then(() => session.reader.resume());

@@ -17,7 +17,7 @@ import { messageOf } from "./errors.ts";
 import { Context } from "./isolation-context.ts";
 import { createThreadHost } from "./isolation-host.ts";
 import { importKind } from "./plugin-code.ts";
-import type { FilterContext, FilterKind, FilterResult } from "./plugin.ts";
+import type { FilterContext, FilterKind, FilterResult, PendingResult } from "./plugin.ts";
 
 /** How often health, gauges and what is not sent with packets cross. */
 const tickMs = 250;
@@ -129,7 +129,7 @@ async function serve(kind: FilterKind, o: NonNullable<ThreadData["run"]>): Promi
         settle(ctx, result as FilterResult);
         return;
       }
-      (result as Promise<FilterResult>).then(
+      void (result as PendingResult).then(
         (value) => answered(() => settle(ctx, value)),
         (error: unknown) => answered(() => fail(ctx, error)),
       );

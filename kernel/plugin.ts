@@ -232,13 +232,23 @@ export type FilterContext = ConnectContext | PublishContext | SubscribeContext |
 /** Nothing (go on), or the name of a declared result (`jumpIf` decides; without one the pipeline ends as design.md's table says). */
 export type FilterResult = string | void | undefined;
 
+/**
+ * An answer that comes later: a promise, or, for a filter that settles many packets at once, an object of its own, which
+ * costs a fraction of a promise. The gateway calls `then` once; the object then calls one of the two functions, once, and
+ * may do so synchronously, though not before `handle` has returned. They don't throw.
+ * @since 1.1.0
+ */
+export interface PendingResult {
+  then(answer: (result: FilterResult) => void, fail: (error: unknown) => void): unknown;
+}
+
 /** An instance of a filter kind: one use of it in one pipeline of the config. */
 export interface Filter {
   /**
    * Called in the order a connection's packets came. *Return* what a retry can't mend (a declared result), *throw* (or
    * reject) what it can: a throw withholds the ack. Answer synchronously where possible, which costs no promise.
    */
-  handle(ctx: FilterContext): FilterResult | Promise<FilterResult>;
+  handle(ctx: FilterContext): FilterResult | PendingResult;
   /**
    * A config change replaces `previous`, of the same kind and name, by this instance: take over what need not be opened
    * anew. Called once all that is new is built, before the first `handle`; packets under way still finish in `previous`,
@@ -594,6 +604,12 @@ export interface Host {
   kinds(): readonly KindInfo[];
   /** Of every filter, service and proxy. */
   health(): readonly ObjectHealth[];
+  /**
+   * Which of the gateway's processes this one is, from 0, and how many there are (`workers` of the Gateway document). Each
+   * has an instance of every filter; a filter that owns a folder or a port needs one for each. A service has one instance,
+   * with index 0.
+   */
+  readonly worker: { readonly index: number; readonly count: number };
   /** Product name, version, Node version, start time in milliseconds since the epoch. */
   about(): { name: string; version: string; node: string; startedAt: number };
   /** The log level of the whole gateway: trace, debug, info, warn, error, fatal. */

@@ -23,8 +23,8 @@ export interface PresenceDeps {
 }
 
 export interface PresenceTeller {
-  /** @param connection where the store knows a number that holds for all nodes */
-  connected(client: Client, connection?: number): Presence;
+  /** @param ordinal where others number the connections */
+  connected(client: Client, ordinal?: number): Presence;
   disconnected(presence: Presence, why: CloseReason): void;
 }
 
@@ -51,10 +51,10 @@ export function createPresenceTeller(deps: PresenceDeps): PresenceTeller {
   }
 
   return {
-    connected(client, connection) {
+    connected(client, ordinal) {
       // By the clock, so that it grows over a restart of the gateway too; there may be several a millisecond.
-      last = Math.max(last + 1, deps.now());
-      const presence: Presence = { client, connection: connection ?? last, lane: createLane() };
+      last = ordinal ?? Math.max(last + 1, deps.now());
+      const presence: Presence = { client, connection: last, lane: createLane() };
       tell(presence, { event: "connected" });
       return presence;
     },

@@ -14,6 +14,16 @@ export interface ProxyTotals {
   readonly messagesDropped: number;
 }
 
+export function addTotals(a: ProxyTotals, b: ProxyTotals): ProxyTotals {
+  return {
+    packetsReceived: a.packetsReceived + b.packetsReceived,
+    packetsSent: a.packetsSent + b.packetsSent,
+    messagesReceived: a.messagesReceived + b.messagesReceived,
+    messagesSent: a.messagesSent + b.messagesSent,
+    messagesDropped: a.messagesDropped + b.messagesDropped,
+  };
+}
+
 export interface ProxyMetrics {
   readonly totals: ProxyTotals;
   received(type: string): void;

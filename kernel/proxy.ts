@@ -15,7 +15,7 @@ import type { ListenerOwner } from "./listener.ts";
 import { createListeners } from "./listeners.ts";
 import { nameOf, type Outcome } from "./outcome.ts";
 import { Peer } from "./peer.ts";
-import { createLane, createPipeline, type Job, type Pipeline } from "./pipeline.ts";
+import { createLane, createPipeline, type Done, type Job, type Pipeline } from "./pipeline.ts";
 import type {
   Client,
   Clock,
@@ -28,19 +28,21 @@ import type {
   PublishRequest,
   Reason,
 } from "./plugin.ts";
+import { createOutsidePublish } from "./outside-publish.ts";
 import { createPresenceTeller, type Presence } from "./presence.ts";
-import { propertiesProblem } from "./properties.ts";
-import { createProxyMetrics } from "./proxy-metrics.ts";
+import { createProxyMetrics, type ProxyTotals } from "./proxy-metrics.ts";
 import { firstError } from "./reasons.ts";
+import type { Siblings } from "./siblings.ts";
 import type { DrainSpec, ProxySpec } from "./spec.ts";
-import { withReceipts } from "./receipts.ts";
-import type { Awaitable, PublishOptions, Store, WillOfClient } from "./store.ts";
+import type { Store, StoreCounts, WillOfClient } from "./store.ts";
 import { createSysTopics } from "./sys-topics.ts";
 import { createThrottle } from "./throttle.ts";
 import { topicNameProblem } from "./topics.ts";
 import { createWills } from "./will.ts";
 
 export interface Proxy extends ProxyHandle {
+  /** Since it was made. */
+  readonly totals: ProxyTotals;
   /** Of the bound listeners: `mqtt://127.0.0.1:1883`. */
   readonly urls: readonly string[];
   /** @throws SluiceError TOPIC_INVALID, PROPERTIES_INVALID, QUEUE_FULL, STORE_CLOSED */
@@ -77,6 +79,8 @@ export interface ProxyDeps {
   readonly clock: Clock;
   /** Of the gateway. */
   readonly version: string;
+  /** Of a proxy whose clients are shared out among workers. */
+  readonly siblings?: Siblings | undefined;
 }
 
 /** Connections that have not been admitted yet, and as many that don't speak MQTT yet; more are closed at once. */
@@ -87,10 +91,20 @@ const bareTimeoutMs = 30_000;
 
 const passed: Outcome = { kind: "passed" };
 
+/** What all workers share is counted where it is. */
+const countedElsewhere: StoreCounts = {
+  sessions: 0,
+  subscriptions: 0,
+  queued: 0,
+  queuedBytes: 0,
+  retained: 0,
+  retainedBytes: 0,
+};
+
 /** @param initial what `prepare` is called with first */
 export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
   let spec = initial;
-  const { log } = deps;
+  const { log, siblings } = deps;
   const now = (): number => deps.clock.now();
   const connections = new Set<Connection>();
   const peers = new Map<Connection, Peer>();
@@ -102,7 +116,7 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
   const meters = createProxyMetrics(spec.name, deps.metrics.scoped(ended.signal), () => ({
     connections: byClientId.size,
     pending: arrivals.arriving.size + connections.size - byClientId.size,
-    ...store.counts,
+    ...(siblings ? countedElsewhere : store.counts),
   }));
   const store = deps.store.open(spec.name, {
     get queue() {
@@ -129,7 +143,7 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
   /** Runs that outlive their connection: wills, Disconnect pipelines and presence. */
   let lastWords = 0;
   let quiet: (() => void) | undefined;
-  const wills = createWills(deps.clock);
+  const wills = createWills(deps.clock, siblings && ((clientId, waits) => siblings.willWaits(clientId, waits)));
   const startedAt = now();
   let maxConnected = 0;
   const sysTopics = createSysTopics({
@@ -145,6 +159,16 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
     publish: (message) => void publishOwn(message),
   });
   const inboundWork = createInboundWork<Outcome>();
+  siblings?.listen({
+    underWay: (clientId) => inboundWork.ids(clientId),
+    join: (clientId, packetId, settled) => inboundWork.join(clientId, packetId, settled),
+    begunElsewhere: (clientId, packetId) => inboundWork.begin(clientId, packetId),
+    back(clientId, resumed) {
+      wills.back(clientId, resumed);
+      if (!resumed) inboundWork.forget(clientId);
+    },
+    ended: (clientId) => wills.ended(clientId),
+  });
 
   const owner: ConnectionOwner = {
     get limits() {
@@ -252,6 +276,7 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
     sent: (cmd) => meters.sent(cmd),
     now,
     run,
+    admitAlso: siblings && ((of, address, bytes) => siblings.admit(of, address, bytes)),
     // A client may always take its own connection over, also where every place is taken.
     forgotten: () => meters.addressForgotten(),
     isFull: (clientId) =>
@@ -292,7 +317,7 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
     connection.protocolVersion = connect.protocolVersion;
     wills.back(client.id, handle.present);
     peer.attach();
-    if (spec.presence) presences.set(connection, teller.connected(client, handle.connection));
+    if (spec.presence) presences.set(connection, teller.connected(client, handle.ordinal));
     connection.resume(pause.auth);
   }
 
@@ -331,7 +356,7 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
   }
 
   /** No rule for a packet type = allowed. A rule's pipeline was there when the config was checked. */
-  function run(job: Job, done: (outcome: Outcome) => void): Outcome | undefined {
+  function run<J extends Job>(job: J, done: Done<J>): Outcome | undefined {
     const name = job.pipeline ?? spec.rules[job.type];
     const pipeline = name === undefined ? undefined : pipelineOf(name);
     if (pipeline) return pipeline.run(job, done);
@@ -361,10 +386,11 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
       throttle(code, (suppressed) => log.info({ reason: why, suppressed }, "Closed for what came on its WebSocket"));
     },
   };
-  const listeners = createListeners(deps.addresses, arrivals);
+  const listeners = createListeners(deps.addresses, arrivals, spec.name);
 
   return {
     name: spec.name,
+    totals: meters.totals,
     get urls() {
       return listeners.list().map(({ url }) => url);
     },
@@ -381,7 +407,8 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
             for (const peer of peers.values()) peer.limitPublishes();
           }
           isStarted = true;
-          sysTopics.every(next.sysInterval);
+          // Of several workers, the process that has the numbers of all tells them.
+          if (!siblings) sysTopics.every(next.sysInterval);
           gone = change.commit();
         },
         rollback() {
@@ -397,19 +424,7 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
         },
       };
     },
-    async publish(message, { clientId, waitMs } = {}) {
-      const { topic, properties } = message;
-      const invalid = topicNameProblem(topic);
-      if (invalid) throw new SluiceError("TOPIC_INVALID", `the topic is not valid: ${invalid}`);
-      const unfit = properties && propertiesProblem(properties);
-      if (unfit) throw new SluiceError("PROPERTIES_INVALID", `the properties can't be sent: ${unfit}`);
-      meters.messageIn();
-      const send = (o?: PublishOptions): Awaitable<PublishOutcome> =>
-        clientId === undefined ? store.publish(message, o) : store.publishTo(clientId, message, o);
-      return waitMs === undefined
-        ? await send()
-        : await withReceipts(waitMs, deps.clock, (receipts) => send({ receipts }));
-    },
+    publish: createOutsidePublish(store, deps.clock, () => meters.messageIn()),
     sessions: {
       query: async () => await store.query(),
       async remove(clientId) {

@@ -69,7 +69,7 @@ export function createReloader(o: {
     if (!spec) return failed(by, problems, warnings, inputs);
     let plan: Plan;
     try {
-      plan = await gateway.apply({ spec, registry });
+      plan = await gateway.apply({ spec, registry, texts });
     } catch (error) {
       const code: Code = error instanceof SluiceError ? error.code : "CONFIG_INVALID";
       const found = problemsOf(error) ?? [{ where: spec.path, message: messageOf(error) ?? "unknown" }];

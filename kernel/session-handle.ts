@@ -143,6 +143,7 @@ export function createHandle(session: Session, owner: HandleOwner): MemoryHandle
       delete(packetId) {
         if (open) return owner.inbound.delete(packetId);
       },
+      ids: () => (open ? (owner.inbound.ids?.() ?? []) : []),
     },
     offer(entry) {
       // Nothing in flight: from here on it has something to settle.

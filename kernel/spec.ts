@@ -185,6 +185,8 @@ export interface GatewaySpec {
   readonly log: { readonly level: string };
   readonly plugins: { readonly dirs: readonly string[] } & Trust;
   readonly drain: DrainSpec;
+  /** Processes that clients are shared out among; 1 = all is done in this one. */
+  readonly workers: number;
   /** Applied configs that are remembered. */
   readonly history: number;
   /** Lines that the banner ends with: what a newcomer can try. */

@@ -126,6 +126,11 @@ export interface ProxyStore {
   /** Forgets the session; its connection hears `onLost`. */
   remove(clientId: string): Awaitable<boolean>;
   readonly counts: StoreCounts;
+  /**
+   * What one client publishes takes effect in the order of the calls, whichever of them is answered first. Without it the
+   * next is published when the one before it is answered.
+   */
+  readonly keepsOrder?: boolean | undefined;
 }
 
 export interface Acquisition {
@@ -161,8 +166,8 @@ export interface StoreCounts {
 export interface SessionHandle {
   /** A stored session was resumed [MQTT-3.2.2-2]. */
   readonly present: boolean;
-  /** Greater for each later connection of the client, whatever node it is to; undefined where there is one node. */
-  readonly connection?: number | undefined;
+  /** Greater for each later connection of a client, where others than this process, or node, count them too. */
+  readonly ordinal?: number | undefined;
   /** By topic filter, `$share/group/` included. */
   readonly subscriptions: ReadonlyMap<string, SubscriptionOptions>;
   /** In effect (and as durable as the store is) once it answers: before the SUBACK. */
@@ -198,6 +203,8 @@ export interface SessionHandle {
     add(packetId: number): Awaitable<void>;
     /** Durable once it answers, before the PUBCOMP: the client may use the id anew after that. */
     delete(packetId: number): Awaitable<void>;
+    /** All that {@link has} answers true for. Without it they are found by asking for each. */
+    ids?(): Iterable<number>;
   };
   /** The connection ended. @param expirySec a new session expiry, which DISCONNECT may bring [MQTT-3.14.2-2] */
   close(expirySec?: SessionExpiry): Awaitable<void>;

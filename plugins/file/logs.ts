@@ -6,6 +6,7 @@ import { createLog, lineEndBytes } from "./log.ts";
 import type { TopicLog } from "./log.ts";
 import { createMeter } from "./meter.ts";
 import type { PendingLine } from "./record.ts";
+import { workerFolder } from "./worker-folder.ts";
 
 const upkeepMs = 10_000;
 /** Less than a pipeline's usual deadline, so that the reason is told, and enough for a replaced filter to finish. */
@@ -18,7 +19,7 @@ export interface Logs {
 }
 
 export function openLogs(config: Config, host: Host): Logs {
-  const folder = resolve(host.folder, config.dir);
+  const folder = workerFolder(resolve(host.folder, config.dir), host.worker.index);
   /** The least recently used first. */
   const logs = new Map<string, TopicLog>();
   const closing = new Map<string, Promise<void>>();

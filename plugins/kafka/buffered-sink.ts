@@ -1,5 +1,5 @@
 /** Records to the disk, and from there to Kafka: acknowledged when the disk has them (`ack: buffered`). */
-import type { Client, FilterResult, Health, Host } from "@sluice/kernel";
+import type { Client, FilterResult, Health, Host, PendingResult } from "@sluice/kernel";
 import { createBufferMeter } from "./buffer-meter.ts";
 import { joinCluster } from "./cluster.ts";
 import type { Config } from "./config.ts";
@@ -63,7 +63,7 @@ export async function createBufferedSink(config: Config, host: Host, refuse: (re
   }
 
   return {
-    take(content, ctx): FilterResult | Promise<FilterResult> {
+    take(content, ctx, now): FilterResult | PendingResult {
       const { bytes } = content;
       if (bytes > config.maxQueuedBytes || bytes > options.maxBytes / 2) {
         refuse("recordTooLarge");
@@ -86,7 +86,6 @@ export async function createBufferedSink(config: Config, host: Host, refuse: (re
         );
       }
       queue.enter(bytes);
-      const now = clock.now();
       return buffer.append(encodeRecord({ content, receivedAt: now }), now + config.deliveryTimeoutMs).then(
         () => queue.leave(bytes),
         (error: unknown) => {

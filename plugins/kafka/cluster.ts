@@ -76,10 +76,10 @@ export function joinCluster(config: Config, host: Host): Cluster {
 /** What the connection, the producer and the lanes depend on. */
 function keyOf(config: Config): string {
   const { backend, ssl, sasl, clientId, acks, idempotent, compression, lingerMs, inFlight, maxBatchBytes } = config;
-  const { requestTimeoutMs, connectionTimeoutMs, topic } = config;
+  const { requestTimeoutMs, connectionTimeoutMs, topic, encoder } = config;
   // A lane counts on its records being given up in the order they came.
   const timeouts = [requestTimeoutMs, connectionTimeoutMs, config.ack, config.deliveryTimeoutMs, config.buffer?.maxAge];
-  const sending = [acks, idempotent ?? null, compression, lingerMs, inFlight, maxBatchBytes, topic.create];
+  const sending = [acks, idempotent ?? null, compression, lingerMs, inFlight, maxBatchBytes, topic.create, encoder];
   return JSON.stringify([backend, ssl, sasl ?? null, clientId ?? null, timeouts, sending]);
 }
 

@@ -25,6 +25,7 @@ export interface Config {
   readonly idempotent?: boolean;
   readonly clientId?: string;
   readonly compression: Compression;
+  readonly encoder: "fast" | "stock";
   readonly lingerMs: number;
   readonly inFlight: number;
   readonly maxQueuedRecords: number;

@@ -3,12 +3,13 @@
  * of a batch.
  */
 import type { Clock, Health } from "@sluice/kernel";
-import type { Admin, Kafka, Message, Producer as KafkaProducer, RecordMetadata } from "kafkajs";
-import { compressionType, createStickyPartitioner } from "./client.ts";
+import type { Admin, Kafka, Producer as KafkaProducer, RecordMetadata } from "kafkajs";
+import { compressionType, createPartitioner, prepareEncoder } from "./client.ts";
 import { acksOf, brokersOf, type Config } from "./config.ts";
 import type { Entry } from "./entry.ts";
 import { judgeError, type Failure } from "./failure.ts";
-import { choosePartition, type Partition } from "./partitioner.ts";
+import { createParcel, toMessages } from "./parcel.ts";
+import { createPlacement } from "./partitioner.ts";
 import type { Reporter } from "./reporter.ts";
 
 /** Milliseconds between attempts to connect: doubled from the first to the last, so that Kafka's return is soon seen. */
@@ -52,11 +53,9 @@ export function createProducer(config: Config, { kafka, clock, reporter }: Produ
   const brokers = brokersOf(config);
   const compression = compressionType(config.compression);
   const createdBy = config.topic.create;
-  const partitionsByTopic = new Map<string, readonly Partition[]>();
-  const createPartitioner = createStickyPartitioner((topic, partitions) => {
-    if (partitionsByTopic.get(topic) !== partitions) partitionsByTopic.set(topic, partitions);
-  });
-  let round = 0;
+  const placement = createPlacement();
+  /** Batches go as parcels, encoded by fast-produce.ts. */
+  let isFast: boolean | undefined = config.encoder === "stock" ? false : undefined;
 
   let current: Generation | undefined;
   let connecting: Promise<Generation | Failure> | undefined;
@@ -102,6 +101,12 @@ export function createProducer(config: Config, { kafka, clock, reporter }: Produ
     lastFailure = undefined;
   }
 
+  async function mayBeFast(): Promise<boolean> {
+    const problem = await prepareEncoder(compression);
+    if (problem !== undefined) reporter.slowed(problem);
+    return problem === undefined;
+  }
+
   /** One attempt, shared by all who want it, paced by the failures before it. */
   function connect(): Promise<Generation | Failure> {
     connecting ??= (async () => {
@@ -110,10 +115,11 @@ export function createProducer(config: Config, { kafka, clock, reporter }: Produ
         await delay(ms * (0.75 + Math.random() / 2));
       }
       if (closing.signal.aborted) return { reason: "unconnected", message: "the filter is closed" } satisfies Failure;
+      isFast ??= await mayBeFast();
       const producer = kafka.producer({
         idempotent,
         allowAutoTopicCreation: createdBy === "broker",
-        createPartitioner,
+        createPartitioner: createPartitioner(placement.place),
         // We retry ourselves. kafkajs wants at least one retry of an idempotent producer, but its retry would forget
         // the records whose leader has moved to a broker that had answered already: against NaN it never begins one.
         retry: { retries: idempotent ? Number.NaN : 0 },
@@ -161,7 +167,7 @@ export function createProducer(config: Config, { kafka, clock, reporter }: Produ
     try {
       const answers = await generation.producer.send({
         topic,
-        messages: records as Message[],
+        messages: isFast ? createParcel(records, (record) => placement.again(record, topic)) : toMessages(records),
         acks,
         compression,
         timeout: config.requestTimeoutMs,
@@ -230,14 +236,8 @@ export function createProducer(config: Config, { kafka, clock, reporter }: Produ
 
   return {
     send,
-    choosePartition(topic, key) {
-      const partitions = partitionsByTopic.get(topic);
-      return partitions && choosePartition(key, partitions, round++);
-    },
-    spread(topic) {
-      const partitions = partitionsByTopic.get(topic) ?? [];
-      return { partitions: partitions.length, leaders: new Set(partitions.map(({ leader }) => leader)).size };
-    },
+    choosePartition: placement.choose,
+    spread: placement.spread,
     probeTopic,
     renew,
     health() {

@@ -17,6 +17,8 @@ export interface Reporter {
   /** A producer was replaced by a fresh one. */
   renewed(): void;
   isolated(topic: string, partition: number, failure: Failure): void;
+  /** The fast encoder can't be used. */
+  slowed(problem: string): void;
   /** A batch was acknowledged. */
   sent(records: number, seconds: number): void;
 }
@@ -70,6 +72,12 @@ export function createReporter(members: ReadonlySet<Member>, brokers: readonly s
       const text = `Kafka: partition ${partition} of ${topic}: ${message}; its records wait, those of others go on`;
       logSeldom("isolated", { topic, partition }, text);
     },
+    slowed: (problem) =>
+      log(
+        "warn",
+        { problem },
+        "Kafka: records are encoded by kafkajs, at some three times the CPU; nothing else changes",
+      ),
     sent(records, seconds) {
       for (const { metrics, name: filter } of members) {
         metrics

@@ -432,7 +432,7 @@ test("the number of a client's connection grows from node to node", async () => 
     [b, true],
     [a, false],
   ] as const) {
-    numbers.push((await connect(node.proxy, "s", { clean })).handle.connection);
+    numbers.push((await connect(node.proxy, "s", { clean })).handle.ordinal);
   }
   assert.equal(new Set(numbers).size, 5);
   assert.deepEqual(

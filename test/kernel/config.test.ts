@@ -96,6 +96,7 @@ describe("a config that is right", () => {
       log: { level: "info" },
       plugins: { dirs: [join(fixtures, "plugins")], allow: undefined, deny: [], strict: false },
       drain: { timeoutMs: 10_000, rate: 1000, serverReference: undefined },
+      workers: 1,
       history: 20,
       hints: [],
     });

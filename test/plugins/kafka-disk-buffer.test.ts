@@ -11,6 +11,7 @@ import { fileURLToPath } from "node:url";
 import { createBufferMeter } from "../../plugins/kafka/buffer-meter.ts";
 import type { BufferOptions } from "../../plugins/kafka/config.ts";
 import { openDiskBuffer, type DiskBuffer } from "../../plugins/kafka/disk-buffer.ts";
+import { checkLeftBehind, workerFolder } from "../../plugins/kafka/worker-folder.ts";
 import { eventually } from "../helpers/eventually.ts";
 import { createTestHost } from "@sluice/testkit";
 
@@ -276,4 +277,25 @@ test("after kill -9 in the middle of writing, all that was safe is there, in ord
   assert.equal(await metricValue("sluice_kafka_buffer_records_lost_total", { reason: "corrupt" }), undefined);
   await append(buffer, "last");
   assert.deepEqual(textsOf(await readAll(buffer)), ["last"]);
+});
+
+test("each worker has a folder of its own, and none is forgotten when there are fewer of them", async (t) => {
+  const dir = temporaryFolder(t);
+  assert.equal(workerFolder(dir, { index: 0, count: 3 }), dir);
+  const folder = workerFolder(dir, { index: 2, count: 3 });
+  assert.equal(folder, join(dir, "worker-2"));
+  await checkLeftBehind(dir, { index: 0, count: 1 });
+  const { buffer } = await open(t, folder);
+  await appendAll(buffer, 1, 5);
+  await buffer.close();
+  await checkLeftBehind(dir, { index: 0, count: 3 });
+  await assert.rejects(
+    checkLeftBehind(dir, { index: 0, count: 2 }),
+    /worker-2 holds 5 records .* start it with workers: 3/,
+  );
+  const again = await open(t, folder);
+  const records = await readAll(again.buffer);
+  again.buffer.done(records.at(-1)?.sequence ?? 0);
+  await again.buffer.close();
+  await checkLeftBehind(dir, { index: 0, count: 2 });
 });
