@@ -21,7 +21,9 @@ import { kernelKinds } from "./kernel-kinds.ts";
 import { createFrontProxy } from "./front-proxy.ts";
 import { createMetrics, type MetricSnapshot } from "./metrics.ts";
 import { isSuccessor, makePlan } from "./plan.ts";
-import type { ConfigControl, Host, ObjectHealth, Plan } from "./plugin.ts";
+import type { ClusterEngine, ClusterService } from "./cluster-engine.ts";
+import { createClusterStore } from "./cluster-store.ts";
+import type { ConfigControl, Host, ObjectHealth, Plan, Service } from "./plugin.ts";
 import { createProcessMetrics } from "./process-metrics.ts";
 import { createProxy } from "./proxy.ts";
 import type { Registry } from "./registry.ts";
@@ -216,13 +218,11 @@ export function createGateway(o: {
     if (worker) return;
     const wanted = storeServiceOf(spec);
     storeService = wanted && (await startService(wanted, undefined, workshop));
-    store = createMemoryStore({
-      node,
-      journal: storeService?.service.journal,
-      log,
-      metrics,
-      now: () => systemClock.now(),
-    });
+    const engine = storeService && engineOf(storeService.service);
+    const common = { log, metrics, now: () => systemClock.now() };
+    store = engine
+      ? createClusterStore({ engine, ...common })
+      : createMemoryStore({ node, journal: storeService?.service.journal, ...common });
     await store.start();
   }
 
@@ -432,6 +432,11 @@ export function createGateway(o: {
       })());
     },
   };
+}
+
+/** Of a service that joins nodes to a cluster. */
+function engineOf(service: Service | Partial<ClusterService>): ClusterEngine | undefined {
+  return "cluster" in service ? service.cluster : undefined;
 }
 
 /** What workers may take beyond the drain time to close all that they have. */

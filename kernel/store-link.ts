@@ -6,9 +6,9 @@ import { messageOf, SluiceError } from "./errors.ts";
 import type { PublishOutcome } from "./plugin.ts";
 import { createHandOver } from "./hand-over.ts";
 import { noteWill, passOnWork, tellBack } from "./moved-clients.ts";
-import type { Acquisition, Awaitable, SessionHandle } from "./store.ts";
+import type { Acquisition, Awaitable, LostReason, SessionHandle } from "./store.ts";
 import type { Holder, Link, Shared } from "./store-parties.ts";
-import { ask, readMessage, readSubscription, receiptNames, tell, writeSubscription } from "./store-wire.ts";
+import { ask, lostReasons, readMessage, readSubscription, receiptNames, tell, writeSubscription } from "./store-wire.ts";
 import type { WireReader } from "./wire.ts";
 
 export interface StoreLink {
@@ -309,7 +309,7 @@ export function serveStore(stream: Duplex, sharedOf: (name: string) => Shared): 
       ({ holder, underWay }) => {
         const { handle, proxy } = holder;
         if (!handle) throw new Error("acquired without a handle");
-        proxy.lastOrdinal = Math.max(proxy.lastOrdinal + 1, proxy.served.now());
+        proxy.lastOrdinal = handle.ordinal ?? Math.max(proxy.lastOrdinal + 1, proxy.served.now());
         out.byte(handle.present ? 1 : 0);
         out.number(proxy.lastOrdinal);
         out.number(handle.subscriptions.size);
@@ -376,13 +376,13 @@ export function serveStore(stream: Duplex, sharedOf: (name: string) => Shared): 
     return promise;
   }
 
-  function lost(holder: Holder, why: "takenOver" | "removed"): void {
+  function lost(holder: Holder, why: LostReason): void {
     over(holder);
     // Its will need not wait any longer; that it does has been told when this is answered.
     if (why === "removed") holder.gaveUp = () => tellBack(holder.proxy, holder.clientId, undefined, 2);
     post(tell.lost, () => {
       out.number(holder.id);
-      out.byte(why === "takenOver" ? 0 : 1);
+      out.byte(lostReasons.indexOf(why));
     });
   }
 

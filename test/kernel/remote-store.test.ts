@@ -90,7 +90,7 @@ const publish = (topic: string, payload = "x"): Message => ({
   retain: false,
 });
 
-storeContract(start, window.count);
+storeContract(start, { ahead: window.count });
 
 test("two workers: a session is one worker's at a time, and its messages come to whoever has it", async (t) => {
   const served = await serve();

@@ -12,7 +12,6 @@ import { generate } from "selfsigned";
 import { eventually } from "../helpers/eventually.ts";
 import { startTestGateway } from "../helpers/gateway.ts";
 import { buildKafka, numbersOf, publish } from "../helpers/kafka-filter.ts";
-import { startTestGateway } from "../helpers/gateway.ts";
 import { openSourceBroker, sourceConfig } from "../helpers/kafka-source.ts";
 import { startKafka } from "../helpers/kafka.ts";
 import { toYaml } from "../helpers/probed-gateway.ts";
