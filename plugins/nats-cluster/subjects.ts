@@ -35,13 +35,13 @@ export function subjectProblem(topic: string): string | undefined {
   if (levels > maxLevels) return `it has ${levels} levels, and a cluster carries ${maxLevels}`;
   // Most are far shorter, whatever they hold: a UTF-16 unit takes at most five bytes (`~u2028`: six, of three).
   if (topic.length * 6 + 8 <= maxSubjectBytes) return undefined;
-  const bytes = Buffer.byteLength(encode(topic, escape));
+  const bytes = Buffer.byteLength(encode(topic, escapeLevel));
   return bytes > maxSubjectBytes ? `it takes ${bytes} bytes as a subject, and a cluster carries ${maxSubjectBytes}` : undefined;
 }
 
 /** `a/b` to `n.a.b.~`. The topic name is a valid one without {@link subjectProblem}. */
 export function topicSubject(topic: string): string {
-  return encode(topic, escape);
+  return encode(topic, escapeLevel);
 }
 
 /** `a/+/#` to `n.a.*.>`. The topic filter is a valid one without {@link subjectProblem}, and not a shared subscription. */
@@ -79,10 +79,11 @@ function encodeLevels(topic: string, token: (level: string) => string): string {
 }
 
 function wildcardOrEscape(level: string): string {
-  return level === "+" ? "*" : escape(level);
+  return level === "+" ? "*" : escapeLevel(level);
 }
 
-function escape(level: string): string {
+/** One level of a topic, or any text, as one token. */
+export function escapeLevel(level: string): string {
   if (level === "") return emptyLevel;
   if (plain.test(level)) return level;
   return level.replace(special, (character) => {
