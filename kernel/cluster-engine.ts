@@ -61,6 +61,8 @@ export interface ClusterCaps {
   readonly maxRecordBytes: number;
   /** How long a `dedupeId` is remembered. */
   readonly dedupeMs: number;
+  /** How long a node that can't reach the engine keeps the clients whose sessions another node may have taken over. */
+  readonly graceMs: number;
 }
 
 export interface ClusterHealth {
@@ -82,6 +84,8 @@ export interface ClusterMessage extends Message {
   readonly from: string | undefined;
   /** It is for the session of this client alone, whatever its topic; no `topicFilter` selects it. */
   readonly to: string | undefined;
+  /** Whom to tell what becomes of it: the kernel's own, at most 64 bytes. Usually undefined. */
+  readonly receipt: string | undefined;
 }
 
 /**
@@ -186,7 +190,7 @@ export interface LogPage {
    * replica that lags counts up to where that replica has come.
    */
   readonly upTo: LogPositions;
-  /** False: another page follows after `upTo`. True: the ends of all shards, as they were when the call began, were reached. */
+  /** False: another page follows after `upTo`. True: whoever was asked had nothing more, which a replica that lags may say. */
   readonly isEnd: boolean;
   /**
    * Shards in which retention has removed messages after `after`, with the first `seq` that is left: something that was
