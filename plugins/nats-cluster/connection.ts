@@ -56,6 +56,7 @@ export interface ConnectionConfig {
 const pingIntervalMs = 2000;
 const reconnectMs = 250;
 const connectTimeoutMs = 5000;
+const flushEveryBytes = 1024 * 1024;
 
 export function createConnection(
   config: ConnectionConfig,
@@ -69,6 +70,7 @@ export function createConnection(
   let problem: string | undefined = "no server has answered yet";
   let server: Connection["server"];
   let unflushedBytes = 0;
+  let isFlushing = false;
   let retry: { clear(): void } | undefined;
 
   function changed(up: boolean): void {
@@ -86,26 +88,28 @@ export function createConnection(
     changed(true);
   }
 
-  function dial(): void {
-    connect(options(config)).then(
-      (connection) => {
-        if (isClosed) {
-          void connection.close();
-          return;
-        }
-        raw = connection;
-        for (const each of pending.values()) each.end = listen(connection, each.subject, each.callback);
-        void watch(connection);
-        met(connection);
-      },
-      (error: unknown) => {
-        if (isClosed) return;
-        const text = error instanceof Error ? error.message : String(error);
-        if (problem !== text) log.warn({ err: error, servers: config.servers }, "NATS does not answer; trying again");
-        problem = text;
-        retry = clock.setTimeout(dial, reconnectMs * 2);
-      },
-    );
+  async function dial(): Promise<void> {
+    try {
+      const connection = await connect(options(config));
+      if (isClosed) {
+        await connection.close();
+        return;
+      }
+      raw = connection;
+      for (const each of pending.values()) each.end = listen(connection, each.subject, each.callback);
+      void watch(connection);
+      met(connection);
+    } catch (error) {
+      if (isClosed) return;
+      const text = error instanceof Error ? error.message : String(error);
+      if (problem !== text) log.warn({ err: error, servers: config.servers }, "NATS does not answer; trying again");
+      problem = text;
+      dialLater();
+    }
+  }
+
+  function dialLater(): void {
+    retry = clock.setTimeout(() => void dial(), reconnectMs * 2);
   }
 
   async function watch(connection: NatsConnection): Promise<void> {
@@ -126,7 +130,7 @@ export function createConnection(
     raw = undefined;
     problem = "the connection to NATS ended";
     log.error({}, "The connection to NATS ended; trying again");
-    retry = clock.setTimeout(dial, reconnectMs * 2);
+    dialLater();
   }
 
   /** What a callback throws would end the library's reader, and with it every session of the node. */
@@ -147,8 +151,20 @@ export function createConnection(
     return () => subscription.unsubscribe();
   }
 
+  async function flush(): Promise<void> {
+    if (!raw || !isUp) throw new Error(problem ?? "there is no connection to NATS");
+    const before = unflushedBytes;
+    isFlushing = true;
+    try {
+      await raw.flush();
+    } finally {
+      isFlushing = false;
+    }
+    unflushedBytes = Math.max(0, unflushedBytes - before);
+  }
+
   return {
-    start: dial,
+    start: () => void dial(),
     get isUp() {
       return isUp;
     },
@@ -167,6 +183,7 @@ export function createConnection(
     publish(subject, payload, reply, head) {
       if (!raw || !isUp) return false;
       unflushedBytes += payload.length + subject.length;
+      if (unflushedBytes > flushEveryBytes && !isFlushing) void flush().catch(() => undefined);
       if (head) raw.publish(subject, payload, { reply: reply ?? "", headers: encoded(head) });
       else if (reply === undefined) raw.publish(subject, payload);
       else raw.publish(subject, payload, { reply });
@@ -181,11 +198,7 @@ export function createConnection(
         if (!isClosed) known?.end?.();
       };
     },
-    async flush() {
-      if (!raw || !isUp) throw new Error(problem ?? "there is no connection to NATS");
-      await raw.flush();
-      unflushedBytes = 0;
-    },
+    flush,
     onChange(listener) {
       listeners.push(listener);
     },
@@ -196,6 +209,19 @@ export function createConnection(
       await raw?.close();
     },
   };
+}
+
+/**
+ * The header block as it came; undefined = there is none. The library parses all of it into a map at the first look, which
+ * takes longer than everything else that a message needs.
+ */
+export function headOf(message: Incoming): Buffer | undefined {
+  const { _msg: parsed, _rdata: data } = message as unknown as { _msg?: { hdr: number }; _rdata?: Uint8Array };
+  if (!parsed || !data) {
+    const lines = [...(message.headers ?? [])].map(([name, values]) => `${name}: ${values[0]}`);
+    return message.headers && Buffer.from(`NATS/1.0\r\n${lines.join("\r\n")}\r\n\r\n`);
+  }
+  return parsed.hdr > 0 ? Buffer.from(data.buffer, data.byteOffset, parsed.hdr) : undefined;
 }
 
 /** The library only ever asks it for its bytes when it is sent. */
@@ -219,7 +245,7 @@ function options({ servers, name, credentials, tls }: ConnectionConfig): Connect
     ignoreAuthErrorAbort: true,
     noAsyncTraces: true,
     ...(authenticator ? { authenticator } : {}),
-    ...(tls ?? servers.some((each) => each.startsWith("tls://")) ? { tls: { ...tls } } : {}),
+    ...((tls ?? servers.some((each) => each.startsWith("tls://"))) ? { tls: { ...tls } } : {}),
   };
 }
 

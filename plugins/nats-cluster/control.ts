@@ -21,12 +21,15 @@ export function createControl(
   const handlers = new Map<string, Handler>();
 
   async function handle(message: Incoming): Promise<void> {
-    const { kind, from, body } = unpack(message.data);
-    const handler = handlers.get(kind);
     const { reply } = message;
+    let kind = "";
+    let from = "";
     try {
+      const said = unpack(message.data);
+      ({ kind, from } = said);
+      const handler = handlers.get(kind);
       if (!handler) throw new Error(`this node does not know ${kind}`);
-      const result = handler(body, from);
+      const result = handler(said.body, from);
       const answer = (result instanceof Promise ? await result : result) ?? Buffer.alloc(0);
       if (reply) sendAnswer(reply, answer);
     } catch (error) {

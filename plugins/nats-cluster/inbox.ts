@@ -5,14 +5,14 @@ import type { Connection, Incoming } from "./connection.ts";
 
 export interface Inbox {
   /** A subject for answers; each is handed to `handler` until `forget`. */
-  open(handler: (answer: Incoming) => void): { readonly reply: string; forget(): void };
+  open(handler: (answer: Incoming) => void): { readonly reply: string; readonly forget: () => void };
   /** The first answer. Rejects after `timeoutMs`, where nobody listens on the subject, and where the connection is lost. */
   request(subject: string, body: Uint8Array, timeoutMs: number): Promise<Incoming>;
   /** All answers up to the one for which `isLast` is true, that one included. Rejects as {@link request} does. */
   requestAll(
     subject: string,
     body: Uint8Array,
-    o: { readonly timeoutMs: number; isLast(answer: Incoming): boolean },
+    o: { readonly timeoutMs: number; readonly isLast: (answer: Incoming) => boolean },
   ): Promise<Incoming[]>;
   /** Requests that wait for an answer. */
   readonly size: number;
@@ -41,7 +41,7 @@ export function createInbox(connection: Connection, clock: Clock): Inbox {
     for (const fail of running) fail(new Unanswered(connection.problem ?? "the connection was lost"));
   });
 
-  function open(handler: (answer: Incoming) => void): { reply: string; forget(): void } {
+  function open(handler: (answer: Incoming) => void): { reply: string; forget: () => void } {
     const id = ++last;
     handlers.set(id, handler);
     return { reply: `${prefix}.${id}`, forget: () => void handlers.delete(id) };
@@ -50,7 +50,7 @@ export function createInbox(connection: Connection, clock: Clock): Inbox {
   async function requestAll(
     subject: string,
     body: Uint8Array,
-    { timeoutMs, isLast }: { timeoutMs: number; isLast(answer: Incoming): boolean },
+    { timeoutMs, isLast }: { timeoutMs: number; isLast: (answer: Incoming) => boolean },
   ): Promise<Incoming[]> {
     if (running.size >= maxRequests) {
       if (waiting.length >= maxWaiting) throw new Unanswered("too many requests wait for NATS");
@@ -63,10 +63,14 @@ export function createInbox(connection: Connection, clock: Clock): Inbox {
       if (isNoResponders(answer)) reject(new Unanswered(`nobody answers on ${subject}`));
       else if (isLast(answer)) resolve(answers);
     });
-    const timer = clock.setTimeout(() => reject(new Unanswered(`no answer on ${subject} in ${timeoutMs} ms`)), timeoutMs);
+    const timer = clock.setTimeout(
+      () => reject(new Unanswered(`no answer on ${subject} in ${timeoutMs} ms`)),
+      timeoutMs,
+    );
     running.add(reject);
     try {
-      if (!connection.publish(subject, body, reply)) throw new Unanswered(connection.problem ?? "there is no connection");
+      if (!connection.publish(subject, body, reply))
+        throw new Unanswered(connection.problem ?? "there is no connection");
       return await promise;
     } finally {
       timer.clear();

@@ -9,11 +9,18 @@ import { escapeLevel, filterSubject, subjectProblem, subjectTopic, topicSubject 
 
 export interface Layout {
   readonly shards: number;
-  readonly streams: { log(shard: number): string; sessions(shard: number): string; retained(shard: number): string; wills: string };
+  readonly streams: {
+    log(shard: number): string;
+    sessions(shard: number): string;
+    retained(shard: number): string;
+    wills: string;
+  };
   /** Words between nodes. */
   readonly control: { all: string; heartbeat: string; node(id: string): string };
-  /** A subject of each log stream for a message that is always there. */
+  /** A subject of each log stream for a message that is there to be found. */
   markOf(shard: number): string;
+  /** There for each incarnation that has ever had a will; `*` for all of them. */
+  willsOf(incarnation: string): string;
   of(proxy: string): ProxyLayout;
 }
 
@@ -125,6 +132,7 @@ export function createLayout(namespace: string, shards: number): Layout {
       node: (id) => `${namespace}.c.n.${escapeLevel(id)}`,
     },
     markOf: (shard) => `${namespace}.m.${shard}.~`,
+    willsOf: (incarnation) => `${namespace}.w.${incarnation}`,
     of: ofProxy,
   };
 }

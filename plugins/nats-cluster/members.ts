@@ -47,15 +47,18 @@ export function createMembers(
     connection.publish(subject, Buffer.from(JSON.stringify({ ...node, says } satisfies Beat)));
   }
 
-  function report({ id, incarnation, isUp, hasLeft }: Known): void {
-    for (const listener of listeners) listener({ id, incarnation, isUp, hasLeft });
+  function report(known: Known): void {
+    for (const listener of listeners) listener(toPeer(known));
   }
 
   function heard({ id, incarnation, says }: Beat): void {
     if (incarnation === node.incarnation) return;
     if (id === node.id && says !== "bye") {
       if (twinSeenAt === -Infinity) {
-        log.error({ nodeName: id }, "Another node has this node's name: give each a nodeName of its own, or neither keeps its clients");
+        log.error(
+          { nodeName: id },
+          "Another node has this node's name: give each a nodeName of its own, or neither keeps its clients",
+        );
       }
       twinSeenAt = clock.now();
     }
@@ -91,7 +94,7 @@ export function createMembers(
   }
 
   return {
-    peers: () => [...byIncarnation.values()].map(({ lastSeen: _, ...peer }) => peer),
+    peers: () => [...byIncarnation.values()].map(toPeer),
     onPeer(listener) {
       listeners.add(listener);
       return () => void listeners.delete(listener);
@@ -121,4 +124,8 @@ export function createMembers(
       say("bye");
     },
   };
+}
+
+function toPeer({ id, incarnation, isUp, hasLeft }: Known): ClusterPeer {
+  return { id, incarnation, isUp, hasLeft };
 }

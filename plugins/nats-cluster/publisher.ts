@@ -97,10 +97,13 @@ export function createPublisher(
   { clock, meters }: { clock: Clock; meters: PublisherMeters },
 ): Publisher {
   const prefix = `_INBOX.${randomBytes(9).toString("base64url")}`;
-  const lanes = Array.from(
-    { length: shards },
-    (): Lane => ({ sent: new Map(), waiting: new Map(), waitingBytes: 0, probeAt: undefined, probed: undefined }),
-  );
+  const lanes = Array.from({ length: shards }, (): Lane => ({
+    sent: new Map(),
+    waiting: new Map(),
+    waitingBytes: 0,
+    probeAt: undefined,
+    probed: undefined,
+  }));
   /** Those that keep no order. */
   const singles = new Map<number, Slot>();
   const byId = new Map<number, Slot>();
@@ -311,14 +314,14 @@ export function createPublisher(
     },
     async write(subject, body, head) {
       const until = clock.now() + totalMs;
-      for (;;) {
+      for (let attempts = 0; ; attempts++) {
         try {
           return await attempt(subject, body, head);
         } catch (error) {
           if (!(error instanceof Unanswered) || isClosed || clock.now() >= until) throw error;
         }
         meters.retries.inc({});
-        await new Promise<void>((resolve) => clock.setTimeout(resolve, probeEveryMs));
+        await new Promise<void>((resolve) => clock.setTimeout(resolve, Math.min(probeEveryMs, 5 * 2 ** attempts)));
       }
     },
     oldestMs() {
@@ -337,7 +340,7 @@ export function createPublisher(
     close() {
       isClosed = true;
       sweep?.clear();
-      for (const slot of [...byId.values()]) {
+      for (const slot of byId.values()) {
         forget(slot);
         slot.reject(new Unanswered("the cluster is closed"));
       }

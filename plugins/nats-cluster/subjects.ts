@@ -14,8 +14,8 @@
 export const maxSubjectBytes = 1024;
 export const maxLevels = 32;
 
-const plain = /^[^.\s*>~\u0000-\u001f\u007f]+$/u;
-const special = /[.\s*>~\u0000-\u001f\u007f]/gu;
+const plain = /^[^.\s*>~\p{Cc}]+$/u;
+const special = /[.\s*>~\p{Cc}]/gu;
 const letters = new Map([
   [".", "d"],
   [" ", "s"],
@@ -36,7 +36,9 @@ export function subjectProblem(topic: string): string | undefined {
   // Most are far shorter, whatever they hold: a UTF-16 unit takes at most five bytes (`~u2028`: six, of three).
   if (topic.length * 6 + 8 <= maxSubjectBytes) return undefined;
   const bytes = Buffer.byteLength(encode(topic, escapeLevel));
-  return bytes > maxSubjectBytes ? `it takes ${bytes} bytes as a subject, and a cluster carries ${maxSubjectBytes}` : undefined;
+  return bytes > maxSubjectBytes
+    ? `it takes ${bytes} bytes as a subject, and a cluster carries ${maxSubjectBytes}`
+    : undefined;
 }
 
 /** `a/b` to `n.a.b.~`. The topic name is a valid one without {@link subjectProblem}. */

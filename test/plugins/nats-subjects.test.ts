@@ -12,7 +12,27 @@ import {
 } from "../../plugins/nats-cluster/subjects.ts";
 import { createRandom } from "../helpers/random.ts";
 
-const levels = ["", "a", "b", "$SYS", "$", ".", "*", ">", "~", "~0", "a b", "\t", "é", "温度", "😀", "\u2028", "\u007f", "~d", "a.b>*~"];
+const levels = [
+  "",
+  "a",
+  "b",
+  "$SYS",
+  "$",
+  ".",
+  "*",
+  ">",
+  "~",
+  "~0",
+  "a b",
+  "\t",
+  "é",
+  "温度",
+  "😀",
+  "\u2028",
+  "\u007f",
+  "~d",
+  "a.b>*~",
+];
 
 /** What nats-server does: tokens between dots, `*` one of them, `>` one or more at the end. */
 function natsMatches(pattern: string, subject: string): boolean {
@@ -67,7 +87,9 @@ describe("topics as NATS subjects", () => {
       if (expected) matched++;
     }
     assert.ok(matched > 1000);
-    assert.ok(natsMatches(filterSubject("#"), topicSubject("a")) && !natsMatches(filterSubject("#"), topicSubject("$a")));
+    assert.ok(
+      natsMatches(filterSubject("#"), topicSubject("a")) && !natsMatches(filterSubject("#"), topicSubject("$a")),
+    );
   });
 
   test("what covers a filter gets all that the filter gets", () => {
