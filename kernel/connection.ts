@@ -19,6 +19,7 @@ export type CloseReason =
   | "refused"
   | "takenOver"
   | "removed"
+  | "storeLost"
   | "pipeline"
   | "fault"
   | "shutdown";
@@ -40,6 +41,7 @@ const farewells: Partial<Record<CloseReason, Farewell>> = {
   protocolError: { reason: "protocolError" },
   takenOver: { reason: "sessionTakenOver" },
   removed: { reason: "administrativeAction" },
+  storeLost: { reason: "useAnotherServer" },
   pipeline: { reason: "unspecifiedError" },
   fault: { reason: "implementationSpecificError" },
   shutdown: { reason: "serverShuttingDown" },

@@ -30,7 +30,7 @@ export interface Deliveries {
 }
 
 export interface DeliveriesOwner {
-  readonly ledger: Ledger | undefined;
+  readonly ledger: Pick<Ledger, "delivery" | "forgetDelivery"> | undefined;
   onDropped(reason: string, count: number): void;
   now(): number;
 }

@@ -19,9 +19,11 @@ import { createHost, type HostSource, type RootLogger, type SharedHost, systemCl
 import { kernelKinds } from "./kernel-kinds.ts";
 import { createMetrics } from "./metrics.ts";
 import { isSuccessor, makePlan } from "./plan.ts";
-import type { ConfigControl, Host, ObjectHealth, Plan } from "./plugin.ts";
+import type { ConfigControl, Host, ObjectHealth, Plan, Service } from "./plugin.ts";
 import type { Registry } from "./registry.ts";
 import type { Spec } from "./spec.ts";
+import type { ClusterEngine, ClusterService } from "./cluster-engine.ts";
+import { createClusterStore } from "./cluster-store.ts";
 import { createMemoryStore } from "./memory-store.ts";
 import type { Store } from "./store.ts";
 
@@ -138,13 +140,11 @@ export function createGateway(o: { log: RootLogger; version: string; startDeadli
   async function openStore(spec: Spec): Promise<void> {
     const wanted = storeServiceOf(spec);
     storeService = wanted && (await startService(wanted, undefined, workshop));
-    store = createMemoryStore({
-      node,
-      journal: storeService?.service.journal,
-      log,
-      metrics,
-      now: () => systemClock.now(),
-    });
+    const engine = storeService && engineOf(storeService.service);
+    const common = { log, metrics, now: () => systemClock.now() };
+    store = engine
+      ? createClusterStore({ engine, ...common })
+      : createMemoryStore({ node, journal: storeService?.service.journal, ...common });
     await store.start();
   }
 
@@ -254,6 +254,11 @@ export function createGateway(o: { log: RootLogger; version: string; startDeadli
       })());
     },
   };
+}
+
+/** Of a service that joins nodes to a cluster. */
+function engineOf(service: Service | Partial<ClusterService>): ClusterEngine | undefined {
+  return "cluster" in service ? service.cluster : undefined;
 }
 
 function refuseChange(): Promise<never> {

@@ -1,11 +1,11 @@
 /** One connection's hold on a session in memory: sends what waits, oldest first, within credit and the connection's room. */
 import type { Entry, Session } from "./session.ts";
-import type { Awaitable, Delivery, SessionExpiry, SessionHandle } from "./store.ts";
+import type { Awaitable, Delivery, LostReason, SessionExpiry, SessionHandle } from "./store.ts";
 
 export interface MemoryHandle extends SessionHandle {
   /** A new message: sent at once where nothing waits in front of it, else queued. */
   offer(entry: Entry): void;
-  lose(why: "takenOver" | "removed"): void;
+  lose(why: LostReason): void;
 }
 
 /** A session with who is connected to it. */
@@ -33,7 +33,7 @@ export interface HandleOwner extends Pick<SessionHandle, "present" | "subscribe"
   /** It has a packet id now, or has been released: resolves once that is safe; undefined = it is. */
   record(entries: readonly Entry[]): Promise<void> | undefined;
   closed(expirySec: SessionExpiry | undefined): Awaitable<void>;
-  lost(why: "takenOver" | "removed"): void;
+  lost(why: LostReason): void;
 }
 
 export function createHandle(session: Session, owner: HandleOwner): MemoryHandle {

@@ -1,4 +1,5 @@
 /** What outlives a connection: subscriptions, the queue, deliveries in flight, and the packet ids of both directions. */
+import type { LogPosition } from "./cluster-engine.ts";
 import type { Message, SubscriptionOptions } from "./plugin.ts";
 import type { Delivery, PublishOptions, QueueLimits, SessionExpiry, StoredMessage } from "./store.ts";
 
@@ -17,6 +18,8 @@ export interface KeptMessage extends StoredMessage {
   holders: number;
   /** Records in the journal that refer to it. */
   records: number;
+  /** Where it is in a cluster's log. */
+  readonly position?: LogPosition | undefined;
 }
 
 /** A delivery with what the store knows of it. */

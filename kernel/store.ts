@@ -122,8 +122,11 @@ export interface Acquisition {
   /** Seconds that the session outlives its connection; 0 = it ends with it, {@link SessionExpiry} 0xFFFFFFFF = never. */
   readonly expirySec: SessionExpiry;
   readonly info: { readonly username: string | undefined; readonly address: string };
-  readonly onLost: (why: "takenOver" | "removed") => void;
+  readonly onLost: (why: LostReason) => void;
 }
+
+/** `storeLost`: a cluster could not be reached for so long that another node may own the session by now. */
+export type LostReason = "takenOver" | "removed" | "storeLost";
 
 /** Seconds, 0 to 0xFFFFFFFF [MQTT-3.1.2.11.2]. A client of 3.1.1 has 0 with a clean session, else 0xFFFFFFFF. */
 export type SessionExpiry = number;
