@@ -50,7 +50,7 @@ export interface ClusterProxyStore extends ProxyStore {
   close(): Promise<void>;
 }
 
-export const controlKinds = ["kick", "match", "receipt", "direct", "sessions", "shared", "sharedDone"] as const;
+export const controlKinds = ["kick", "match", "receipt", "direct", "sessions", "shared"] as const;
 export type ControlKind = (typeof controlKinds)[number];
 
 export interface ClusterMeters {
@@ -136,7 +136,20 @@ export function createClusterProxyStore(
     { messageSeq: 0, entrySeq: 0 },
   );
   const relay = createReceiptRelay(proxy, engine);
-  const shared = createSharedMembers({ proxy, engine, cluster, tail, deliveries, logger, kept, receiptsOf: relay.of });
+  const shared = createSharedMembers({
+    proxy,
+    engine,
+    cluster,
+    tail,
+    deliveries,
+    logger,
+    clock,
+    now,
+    kept,
+    receiptsOf: relay.of,
+    gap: () => meters.gap(),
+    conflict: () => meters.conflict(),
+  });
   const owners = createSessionOwners({
     proxy,
     engine,
@@ -159,6 +172,7 @@ export function createClusterProxyStore(
     check: () => deps.check(),
     handOut,
     matching,
+    sharedBy: (topic) => shared.matching(topic),
     sessionOf,
     session: (clientId) => sessions.get(clientId),
     find: (clientId) => owners.find(clientId),
@@ -203,7 +217,11 @@ export function createClusterProxyStore(
       if (session) hand(session, directGrant(message), message, position);
       return;
     }
-    for (const { session, grant } of matching(message.topic, message.from)) hand(session, grant, message, position);
+    for (const { key, value } of index.match(message.topic)) {
+      const isOwn = message.from !== undefined && key.session.clientId === message.from;
+      const grant = isOwn ? value.own : value;
+      if (grant) hand(key, grant, message, position);
+    }
     shared.handOut(message, position);
   }
 
@@ -415,7 +433,15 @@ export function createClusterProxyStore(
     if (old) loseTo(old, "takenOver");
     const connection = clock.next(old?.connection);
     const session = createClusterSession(
-      { ...client, connection, claim: undefined, subscriptions: new Map(), cursor: undefined, inbound: new Map() },
+      {
+        ...client,
+        sent: [],
+        connection,
+        claim: undefined,
+        subscriptions: new Map(),
+        cursor: undefined,
+        inbound: new Map(),
+      },
       sessionDeps,
     );
     take(session);
@@ -425,6 +451,21 @@ export function createClusterProxyStore(
     if (purges.size < maxPurges) purges.set(clientId, connection);
     void purge();
     return handle;
+  }
+
+  /** After this node could hear of nothing: what it holds may be another's by now. */
+  async function verify(): Promise<void> {
+    for (const session of sessions.values()) {
+      const { claim } = session;
+      if (!claim) continue;
+      try {
+        const found = await cluster.records.owner(claim.ownership.clientId);
+        if (found && found.revision > claim.revision) fenced(claim);
+      } catch {
+        // Away again: there will be another time.
+        return;
+      }
+    }
   }
 
   function announce(kick: Omit<Kick, "proxy">): void {
@@ -463,6 +504,7 @@ export function createClusterProxyStore(
         const { claim, kept: found } = await owners.take(client, fenced);
         const { connection } = claim.ownership;
         announce({ clientId, revision: claim.revision, connection, why: "takenOver" });
+        const unanswered = found ? unansweredOf(found, claim) : { sent: [], begun: [] };
         const session = createClusterSession(
           {
             ...client,
@@ -470,11 +512,12 @@ export function createClusterProxyStore(
             claim,
             subscriptions: found?.subscriptions ?? new Map(),
             cursor: found?.cursor,
+            sent: unanswered.sent,
             inbound: found?.inbound ?? new Map(),
           },
           sessionDeps,
         );
-        if (found) await restore(session, claim, found);
+        await restore(session, unanswered.begun);
         for (const topicFilter of session.session.subscriptions.keys()) {
           const wanted = session.session.subscriptions.get(topicFilter);
           if (wanted && parseShared(topicFilter)) await shared.join(session, topicFilter, wanted);
@@ -512,19 +555,10 @@ export function createClusterProxyStore(
     return handle;
   }
 
-  /** What was in flight comes back from the log. */
-  async function restore(session: ClusterSession, claim: Claim, found: KeptSession): Promise<void> {
-    const { cursor } = found;
-    const settled = new Set(cursor?.settled);
-    const isBehind = ({ position: { shard, seq }, sharedBy }: KeptDelivery): boolean =>
-      sharedBy === undefined && (seq <= (cursor?.upTo.get(shard) ?? 0) || settled.has(placeOf({ shard, seq })));
-    const exactlyOnce = found.deliveries.filter((each) => !isBehind(each));
-    for (const each of found.deliveries) if (isBehind(each)) claim.writer.put(`o.${each.packetId}`, undefined);
-    const taken = new Set(exactlyOnce.map(({ packetId }) => packetId));
-    const atLeastOnce = (cursor?.inflight ?? []).filter(({ packetId }) => !taken.has(packetId));
-    const all = [...atLeastOnce, ...exactlyOnce].toSorted((a, b) => a.position.seq - b.position.seq);
+  /** What goes on where it was: PUBREL, and deliveries of shared subscriptions, which no session reads from the log. */
+  async function restore(session: ClusterSession, begun: readonly KeptDelivery[]): Promise<void> {
     const entries: Entry[] = [];
-    for (const each of all) {
+    for (const each of begun) {
       const message = await cluster.log.get(each.position);
       if (!message) {
         meters.gap();
@@ -584,6 +618,7 @@ export function createClusterProxyStore(
       if (isDue) session.checkpoint();
       if (!session.reader.follows && session.handle) session.reader.resume();
     }
+    if (isDue) shared.checkpoint();
     if (purges.size > 0) void purge();
   }
 
@@ -681,7 +716,7 @@ export function createClusterProxyStore(
         subscriptions,
         queued: deliveries.count,
         queuedBytes: deliveries.bytes,
-        retained: messages,
+        retained: messages + publisher.ownRetained,
         retainedBytes: bytes,
       };
     },
@@ -706,11 +741,11 @@ export function createClusterProxyStore(
         case "sessions":
           return Buffer.from(JSON.stringify([...sessions.values()].map(info)));
         default:
-          return shared.answer(kind, body, from);
+          return shared.answer(body, from);
       }
     },
     graceOver() {
-      for (const session of [...sessions.values()]) {
+      for (const session of sessions.values()) {
         if (!session.claim || !session.handle) continue;
         session.handle.lose("storeLost");
         // Written when the engine is back, if it is still ours then.
@@ -718,6 +753,7 @@ export function createClusterProxyStore(
       }
     },
     revived() {
+      void verify();
       void tail.audit();
       void purge();
     },
@@ -758,6 +794,29 @@ function entryOf(
     withdrawn: false,
     recorded: qos === 2,
     isSafe: true,
+    sentBefore: false,
+  };
+}
+
+/** Of QoS 1 and 2; what the cursor has behind it needs nothing any more. */
+function unansweredOf(
+  { cursor, deliveries }: KeptSession,
+  { writer }: Claim,
+): { readonly sent: KeptDelivery[]; readonly begun: KeptDelivery[] } {
+  const settled = new Set(cursor?.settled);
+  const isBehind = ({ position, sharedBy }: KeptDelivery): boolean =>
+    sharedBy === undefined &&
+    (position.seq <= (cursor?.upTo.get(position.shard) ?? 0) || settled.has(placeOf(position)));
+  // First the cursor, which another node may have handed over: without the record nothing else says that it is settled.
+  if (cursor) writer.put("cur", encodeCursor(cursor));
+  for (const each of deliveries) if (isBehind(each)) writer.put(`o.${each.packetId}`, undefined);
+  const exactlyOnce = deliveries.filter((each) => !isBehind(each));
+  const ids = new Set(exactlyOnce.map(({ packetId }) => packetId));
+  const atLeastOnce = (cursor?.inflight ?? []).filter(({ packetId }) => !ids.has(packetId));
+  const isBegun = ({ released, sharedBy }: KeptDelivery): boolean => released || sharedBy !== undefined;
+  return {
+    sent: [...atLeastOnce, ...exactlyOnce.filter((each) => !isBegun(each))],
+    begun: exactlyOnce.filter(isBegun),
   };
 }
 

@@ -2,6 +2,7 @@
 import type { ClusterEngine, ClusterMessage, ClusterProxy, LogPosition } from "./cluster-engine.ts";
 import type { ClusterMeters } from "./cluster-proxy-store.ts";
 import type { ClusterSession } from "./cluster-session.ts";
+import { hearMessage, tellMessage, type ToldMessage } from "./cluster-words.ts";
 import { messageOf, SluiceError } from "./errors.ts";
 import type { Grant } from "./grant.ts";
 import type { Message, PublishOutcome } from "./plugin.ts";
@@ -17,6 +18,8 @@ export interface ClusterPublisher {
   /** Another node asks for it: to a clean session here. Answers whether there is one. */
   direct(body: Buffer): Buffer;
   retained(topicFilter: string): AsyncIterable<readonly ClusterMessage[]>;
+  /** Of what is retained on this node alone. */
+  readonly ownRetained: number;
   inboundOf(session: ClusterSession): SessionHandle["inbound"];
 }
 
@@ -30,6 +33,8 @@ export interface ClusterPublisherDeps {
   check(): void;
   handOut(message: ClusterMessage, position: LogPosition | undefined): void;
   matching(topic: string, from: string | undefined): { readonly session: ClusterSession; readonly grant: Grant }[];
+  /** Shared subscriptions, of those that this node owns, with a connected member. */
+  sharedBy(topic: string): number;
   sessionOf(handle: SessionHandle): ClusterSession | undefined;
   session(clientId: string): ClusterSession | undefined;
   find(clientId: string): Promise<Ownership | undefined>;
@@ -90,7 +95,8 @@ export function createClusterPublisher(deps: ClusterPublisherDeps): ClusterPubli
     if (message.topic.startsWith(sysPrefix)) return publishOwn(message, o);
     if (!fits(message, o)) return { matched: 0, connected: 0, durable: true };
     if (o.receipts) return publishWaiting(message, o, o.receipts);
-    return send(clusterMessage(message, o, {}), o, deps.matching(message.topic, o.from).length);
+    const matched = deps.matching(message.topic, o.from).length + deps.sharedBy(message.topic);
+    return send(clusterMessage(message, o, {}), o, matched);
   }
 
   /** Of this node alone: what `$SYS` says is each node's own. */
@@ -112,20 +118,25 @@ export function createClusterPublisher(deps: ClusterPublisherDeps): ClusterPubli
     const here = deps.matching(message.topic, o.from).map(({ session }) => session.session.clientId);
     const elsewhere = await askAll("match", { topic: message.topic, publisher: o.from });
     const everybody = new Set([...here, ...elsewhere.flatMap((answer) => JSON.parse(answer.toString()) as string[])]);
-    const waited = new Set<string>();
+    const matched = everybody.size;
+    const finished = new Set<string>();
     const told = (clientId: string, outcome: Receipt): void => {
+      // Each once: a message that comes again has been told of.
+      if (finished.has(clientId)) return;
+      const isKnown = everybody.has(clientId);
       if (outcome === "waiting") {
-        if (waited.has(clientId) || everybody.has(clientId)) return;
-        waited.add(clientId);
-        receipts(clientId, outcome);
+        if (isKnown) return;
+        everybody.add(clientId);
+      } else if (isKnown) {
+        finished.add(clientId);
+      } else {
         return;
       }
-      if (everybody.delete(clientId) || waited.delete(clientId)) receipts(clientId, outcome);
+      receipts(clientId, outcome);
     };
     const { token, end } = relay.wait(told);
     setTimeout(end, receiptsMs).unref();
     for (const clientId of everybody) receipts(clientId, "waiting");
-    const matched = everybody.size;
     return await send(clusterMessage(message, o, { receipt: token }), o, matched);
   }
 
@@ -215,9 +226,9 @@ export function createClusterPublisher(deps: ClusterPublisherDeps): ClusterPubli
   async function askForClean(clientId: string, message: Message, o: PublishOptions): Promise<PublishOutcome> {
     const wait = o.receipts && relay.wait(o.receipts);
     const made = clusterMessage(message, o, { to: clientId });
-    const { payload, ...rest } = { ...made, receipt: wait?.token };
+    const told = tellMessage({ ...made, receipt: wait?.token });
     o.receipts?.(clientId, "waiting");
-    const answers = await askAll("direct", { message: rest, payload: payload.toString("base64") });
+    const answers = await askAll("direct", { message: told });
     if (answers.some((answer) => answer.length > 0)) return { matched: 1, connected: 1, durable: true };
     o.receipts?.(clientId, "passedOn");
     wait?.end();
@@ -237,14 +248,14 @@ export function createClusterPublisher(deps: ClusterPublisherDeps): ClusterPubli
     publish,
     publishTo,
     direct(body) {
-      const { message, payload } = JSON.parse(body.toString()) as {
-        message: Omit<ClusterMessage, "payload"> & { to: string };
-        payload: string;
-      };
-      const session = deps.session(message.to);
+      const { message } = JSON.parse(body.toString()) as { message: ToldMessage };
+      const session = deps.session(message.to ?? "");
       if (!session?.handle || session.claim) return Buffer.alloc(0);
-      deps.handOut({ ...revived(message), payload: Buffer.from(payload, "base64") }, undefined);
+      deps.handOut(hearMessage(message), undefined);
       return Buffer.from("1");
+    },
+    get ownRetained() {
+      return own.size;
     },
     async *retained(topicFilter) {
       const now = deps.options.now();
@@ -287,13 +298,6 @@ function forgetOldest(inbound: Map<number, { readonly isOpen: boolean }>): void 
     inbound.delete(packetId);
     return;
   }
-}
-
-/** JSON has no bytes: correlation data comes as what Buffer made of it. */
-function revived(message: Omit<ClusterMessage, "payload">): Omit<ClusterMessage, "payload"> {
-  const data = message.properties?.correlationData as unknown as { data?: number[] } | undefined;
-  if (!data?.data) return message;
-  return { ...message, properties: { ...message.properties, correlationData: Buffer.from(data.data) } };
 }
 
 /** A payload is a view on all the bytes that were read with it; what waits must not keep those alive. */

@@ -8,9 +8,9 @@ import type {
   LogPositions,
 } from "./cluster-engine.ts";
 import type { Deliveries } from "./deliveries.ts";
-import { SluiceError } from "./errors.ts";
+import { messageOf, SluiceError } from "./errors.ts";
 import { type Grant, grantOf, mergeGrants } from "./grant.ts";
-import { LogReader } from "./log-reader.ts";
+import { LogReader, placeOf } from "./log-reader.ts";
 import type { LogTail } from "./log-tail.ts";
 import type { Logger, SubscriptionOptions } from "./plugin.ts";
 import { type Entry, type KeptMessage, Session } from "./session.ts";
@@ -49,7 +49,8 @@ export interface ClusterSessionDeps {
 /** What a session needs of the shared subscriptions. */
 export interface SharedMemberships {
   join(member: ClusterSession, topicFilter: string, options: SubscriptionOptions): Promise<void>;
-  leave(member: ClusterSession, topicFilter: string): void;
+  /** @param isGone it will not come back: it has unsubscribed, or ended */
+  leave(member: ClusterSession, topicFilter: string, isGone: boolean): void;
   /** Its member has it. */
   settled(member: ClusterSession, entry: Entry): void;
   /** Its member will not have it: it is for another. */
@@ -94,6 +95,8 @@ export interface SessionStart extends Pick<Acquisition, "clientId" | "expirySec"
   readonly claim: Claim | undefined;
   readonly subscriptions: ReadonlyMap<string, KeptSubscription>;
   readonly cursor: Pick<KeptCursor, "upTo" | "settled"> | undefined;
+  /** What its client was sent and has not answered: it comes again in the log's order, under the same packet ids. */
+  readonly sent: readonly KeptDelivery[];
   readonly inbound: ReadonlyMap<number, KeptInbound>;
 }
 
@@ -115,6 +118,7 @@ export function createClusterSession(start: SessionStart, deps: ClusterSessionDe
   let isDirty = false;
   /** Packet ids of QoS 2 deliveries whose records go with the next cursor. */
   let completed: number[] = [];
+  const sent = new Map(start.sent.map((each) => [placeOf(each.position), each]));
 
   const session = new Session(clientId, start.expirySec, {
     get queue() {
@@ -131,19 +135,52 @@ export function createClusterSession(start: SessionStart, deps: ClusterSessionDe
       tail,
       logger: deps.logger,
       selectors: () => selectors,
-      hasRoom: () => !session.isCrowded() && deliveries.bytes < deps.queue.maxTotalBytes,
+      room: () => (deliveries.bytes < deps.queue.maxTotalBytes ? session.spare : 0),
       take,
+      caughtUp: () => void sendUnmet(),
       gap: () => deps.gap(),
     },
     { upTo: startOf(start), settled: start.cursor?.settled ?? [] },
   );
 
   function take(message: ClusterMessage, position: LogPosition): boolean {
+    const before = sent.get(placeOf(position));
     const grant = grantFor(message, position);
+    if (before) {
+      sent.delete(placeOf(position));
+      give(message, position, { ...(grant ?? directGrant(before)), qos: before.qos }, before.packetId);
+      return true;
+    }
     if (!grant || grant.qos === 0 || message.qos === 0) return false;
-    const retain = message.retain && grant.retainAsPublished;
-    deliveries.give({ key: held, value: grant }, deps.kept(message, position), retain, deps.receiptsOf(message));
+    give(message, position, grant, undefined);
     return true;
+  }
+
+  function give(message: ClusterMessage, position: LogPosition, value: Grant, packetId: number | undefined): void {
+    const retain = message.retain && value.retainAsPublished;
+    deliveries.give({ key: held, value }, deps.kept(message, position), retain, deps.receiptsOf(message), packetId);
+  }
+
+  /** What its client was sent and the log has not brought again: the subscription is gone, or the message. */
+  async function sendUnmet(): Promise<void> {
+    for (const [place, before] of sent) {
+      const { position, packetId } = before;
+      try {
+        const message = await deps.log.get(position);
+        if (!isLoaded || !sent.delete(place)) return;
+        if (message) {
+          reader.restore(position);
+          give(message, position, { ...directGrant(before), qos: before.qos }, packetId);
+          continue;
+        }
+        deps.gap();
+        session.unreserve(packetId);
+        claim?.writer.put(`o.${packetId}`, undefined);
+      } catch (error) {
+        deps.logger.warn({ clientId, error: messageOf(error) }, "A message in flight could not be read");
+        return;
+      }
+    }
   }
 
   function grantFor(message: ClusterMessage, position: LogPosition): Grant | undefined {
@@ -176,13 +213,18 @@ export function createClusterSession(start: SessionStart, deps: ClusterSessionDe
 
   function cursor(): KeptCursor {
     const entries = session.entries().filter(({ qos, sharedBy }) => qos > 0 && sharedBy === undefined);
-    const inflight = [...session.inflight].flatMap((entry): KeptDelivery[] => {
-      const { position } = entry.message;
-      if (entry.qos !== 1 || !position || entry.sharedBy !== undefined) return [];
-      return [{ position, packetId: entry.packetId, qos: 1, released: false, sharedBy: undefined }];
+    const unanswered = entries.flatMap(({ message: { position }, qos, packetId }): KeptDelivery[] => {
+      if (qos !== 1 || !position || packetId === 0) return [];
+      return [{ position, packetId, qos, released: false, sharedBy: undefined }];
     });
+    const inflight = [...unanswered, ...[...sent.values()].filter(({ qos }) => qos === 1)];
     const retained = entries.filter(({ message }) => !message.position).map(({ message }) => message.topic);
-    return { ...reader.cursor(), inflight, retained };
+    const { upTo, settled } = reader.cursor();
+    const before = new Map(upTo);
+    for (const { position } of sent.values()) {
+      before.set(position.shard, Math.min(before.get(position.shard) ?? 0, position.seq - 1));
+    }
+    return { upTo: before, settled, inflight, retained };
   }
 
   function checkpoint(): void {
@@ -308,7 +350,7 @@ export function createClusterSession(start: SessionStart, deps: ClusterSessionDe
     },
     unsubscribe(topicFilter) {
       if (!session.subscriptions.delete(topicFilter)) return false;
-      if (parseShared(topicFilter)) deps.shared.leave(held, topicFilter);
+      if (parseShared(topicFilter)) deps.shared.leave(held, topicFilter, true);
       else drop(topicFilter);
       return claim ? written().then(() => true) : true;
     },
@@ -330,14 +372,20 @@ export function createClusterSession(start: SessionStart, deps: ClusterSessionDe
       isLoaded = false;
       session.release();
       for (const entry of session.extract(() => true)) {
-        if (entry.sharedBy !== undefined && !(entry.qos === 2 && entry.recorded && entry.packetId > 0)) {
-          deps.shared.returned(held, entry);
+        // A QoS 2 delivery that has begun stays with its session [MQTT-4.8.2-4] [MQTT-4.8.2-5].
+        const hasBegun = entry.qos === 2 && entry.isSafe && entry.packetId > 0;
+        if (entry.sharedBy !== undefined) {
+          if (hasBegun) deps.shared.settled(held, entry);
+          else deps.shared.returned(held, entry);
+        }
+        if (reason === "ended" && (entry.sharedBy === undefined || hasBegun)) {
+          deliveries.lost(session, entry, "session_ended");
+        } else {
           deliveries.free(session, entry);
-        } else if (reason === "ended") deliveries.lost(session, entry, "session_ended");
-        else deliveries.free(session, entry);
+        }
       }
       for (const topicFilter of session.subscriptions.keys()) {
-        if (parseShared(topicFilter)) deps.shared.leave(held, topicFilter);
+        if (parseShared(topicFilter)) deps.shared.leave(held, topicFilter, reason === "ended");
       }
       reader.close();
       for (const topicFilter of subscriptions.keys()) {
@@ -349,6 +397,7 @@ export function createClusterSession(start: SessionStart, deps: ClusterSessionDe
     },
   };
 
+  for (const { packetId } of start.sent) session.reserve(packetId);
   const routes: Promise<void>[] = direct ? [interest.add(direct)] : [];
   for (const [topicFilter, kept] of start.subscriptions) {
     if (parseShared(topicFilter)) {

@@ -5,7 +5,14 @@
  *
  * Its cursor is the place up to which nothing is left to do for this session; above it `settled` says what is done.
  */
-import type { ClusterLog, ClusterMessage, ClusterSelector, LogPosition, LogPositions } from "./cluster-engine.ts";
+import type {
+  ClusterLog,
+  ClusterMessage,
+  ClusterSelector,
+  LogPage,
+  LogPosition,
+  LogPositions,
+} from "./cluster-engine.ts";
 import { messageOf } from "./errors.ts";
 import { keyOf, type LogTail } from "./log-tail.ts";
 import type { Logger } from "./plugin.ts";
@@ -24,10 +31,12 @@ export interface LogReaderOwner {
   readonly logger: Logger;
   /** Above QoS 0. */
   selectors(): readonly ClusterSelector[];
-  /** Has room for more? Else `resume` is called when it has. */
-  hasRoom(): boolean;
+  /** Messages that it has room for; where that is none `resume` is called when there is some. */
+  room(): number;
   /** Queues it, unless the session does not want it. Answers whether it has to be settled. */
   take(message: ClusterMessage, position: LogPosition): boolean;
+  /** It has come to the log's end. */
+  caughtUp(): void;
   gap(): void;
 }
 
@@ -53,6 +62,7 @@ export class LogReader {
 
   constructor(owner: LogReaderOwner, cursor: LogCursor | undefined) {
     this.owner = owner;
+    for (const [shard, seq] of owner.tail.handedOut) this.pass({ shard, seq });
     if (!cursor) return;
     for (const [shard, seq] of cursor.upTo) this.taken.set(shard, seq);
     for (const place of cursor.settled) this.settled.add(place);
@@ -190,7 +200,7 @@ export class LogReader {
   }
 
   private hasRoom(): boolean {
-    return this.settled.size < maxSettled && this.owner.hasRoom();
+    return this.settled.size < maxSettled && this.owner.room() > 0;
   }
 
   private pass({ shard, seq }: LogPosition): void {
@@ -203,6 +213,17 @@ export class LogReader {
     this.aside = undefined;
   }
 
+  /** As many as there is room for. Answers, for shards in which some are left, the place in front of the first of them. */
+  private putAll(messages: LogPage["messages"]): ReadonlyMap<number, number> {
+    const left = new Map<number, number>();
+    for (const { message, position } of messages) {
+      if (this.isDone(position) || left.has(position.shard)) continue;
+      if (this.hasRoom()) this.put(message, position);
+      else left.set(position.shard, position.seq - 1);
+    }
+    return left;
+  }
+
   private async read(): Promise<void> {
     const { owner } = this;
     this.isReading = true;
@@ -210,19 +231,22 @@ export class LogReader {
       while (!this.isClosed && !this.isFollowing && this.hasRoom()) {
         this.limits = new Map();
         this.aside ??= [];
-        const page = await owner.log.read(owner.selectors(), new Map(this.taken), { maxMessages: pageMessages });
+        const page = await owner.log.read(owner.selectors(), new Map(this.taken), {
+          maxMessages: Math.min(pageMessages, owner.room()),
+        });
         if (this.isClosed) return;
         if (page.gaps.size > 0) owner.gap();
-        for (const { message, position } of page.messages) if (!this.isDone(position)) this.put(message, position);
+        const left = this.putAll(page.messages);
         let hasMoved = false;
         for (const [shard, seq] of page.upTo) {
           const known = this.taken.get(shard) ?? -1;
-          const next = Math.min(seq, Math.max(known, this.limits.get(shard) ?? Infinity));
+          const limit = Math.max(known, this.limits.get(shard) ?? Infinity);
+          const next = Math.min(seq, limit, left.get(shard) ?? Infinity);
           if (next <= known) continue;
           this.taken.set(shard, next);
           hasMoved = true;
         }
-        if (!page.isEnd) continue;
+        if (!page.isEnd || left.size > 0) continue;
         if (this.follow()) return;
         // The node is ahead of what a replica has told, or too much has come meanwhile.
         if (!hasMoved) await new Promise((resolve) => setTimeout(resolve, lagMs));
@@ -240,7 +264,7 @@ export class LogReader {
 
   /** False: the node's tail has gone past it, or has brought what it must read now. */
   private follow(): boolean {
-    for (const [shard, seq] of this.passed) if ((this.taken.get(shard) ?? 0) < seq) return false;
+    for (const [shard, seq] of this.passed) if ((this.taken.get(shard) ?? Infinity) < seq) return false;
     this.passed.clear();
     const selectors = this.owner.selectors();
     if (!this.owner.tail.join(selectors, this.taken, false)) return false;
@@ -249,6 +273,7 @@ export class LogReader {
     const { aside = [] } = this;
     this.aside = undefined;
     for (const { message, position } of aside) this.offer(message, position);
+    this.owner.caughtUp();
     return true;
   }
 

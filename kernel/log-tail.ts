@@ -14,6 +14,8 @@ export interface LogTail {
    * nobody who waits for anything of it.
    */
   readonly verified: LogPositions;
+  /** By shard, the last place that was handed out, verified or not: who comes later has to read up to there. */
+  readonly handedOut: LogPositions;
   /** Messages handed out that no audit has met yet. */
   readonly unverified: number;
   /**
@@ -79,9 +81,10 @@ export function createLogTail(deps: LogTailDeps): LogTail {
   const joined = new Map<string, { readonly selector: ClusterSelector; count: number }>();
   const verified = new Map<number, number>();
   const recent = createRecent();
+  const handedOut = new Map<number, number>();
   /** Where those begin who have joined since the audit under way has begun: it says nothing about them beyond it. */
   let latecomers: Map<number, number> | undefined;
-  let auditing: Promise<void> | undefined;
+  let auditing: Promise<boolean> | undefined;
   let timer: NodeJS.Timeout | undefined;
   let closed = false;
 
@@ -125,7 +128,9 @@ export function createLogTail(deps: LogTailDeps): LogTail {
     const shard = shards.get(position.shard);
     // Nobody counts on it here: it is for those who take it at QoS 0, and for those who still read the log.
     if (!shard) {
-      if (recent.add(position)) deps.handOut(hint.message, position);
+      if (!recent.add(position)) return;
+      note(position);
+      deps.handOut(hint.message, position);
       return;
     }
     if (isKnown(shard, position.seq)) return;
@@ -149,16 +154,21 @@ export function createLogTail(deps: LogTailDeps): LogTail {
 
   function handOut(shard: Shard, what: ClusterMessage, position: LogPosition): void {
     shard.seen.add(position.seq);
+    note(position);
     deps.handOut(what, position);
+  }
+
+  function note({ shard, seq }: LogPosition): void {
+    if ((handedOut.get(shard) ?? 0) < seq) handedOut.set(shard, seq);
   }
 
   /** A message was missed: the log has it. What has come since is handed out behind it. */
   async function repair(at: number, shard: Shard): Promise<void> {
-    for (let tries = 0; tries < maxRepairs && shards.get(at) === shard; tries++) {
+    for (let tries = 0; tries < maxRepairs && shards.get(at) === shard && !closed;) {
       if (tries > 0) await new Promise((resolve) => setTimeout(resolve, retryMs / 4));
       // One that was under way may have read before the message came.
       await auditing;
-      await audit();
+      if (await audit()) tries++;
       const first = shard.held?.find(({ position }) => !isKnown(shard, position.seq));
       if (!first || isKnown(shard, first.previous ?? 0)) break;
     }
@@ -173,19 +183,20 @@ export function createLogTail(deps: LogTailDeps): LogTail {
     }
   }
 
-  function audit(): Promise<void> {
+  /** False: the log could not be read. */
+  function audit(): Promise<boolean> {
     return (auditing ??= readAll().finally(() => (auditing = latecomers = undefined)));
   }
 
-  async function readAll(): Promise<void> {
+  async function readAll(): Promise<boolean> {
     const selectors = [...joined.values()].map(({ selector }) => selector);
-    if (selectors.length === 0) return;
+    if (selectors.length === 0) return true;
     latecomers = new Map();
     let after: LogPositions = new Map(verified);
     try {
       for (;;) {
         const page = await log.read(selectors, after, { maxMessages: pageMessages });
-        if (closed) return;
+        if (closed) return true;
         if (page.gaps.size > 0) deps.gap();
         let missed = 0;
         for (const { message: found, position } of page.messages) {
@@ -196,12 +207,13 @@ export function createLogTail(deps: LogTailDeps): LogTail {
         }
         if (missed > 0) deps.missed(missed);
         for (const [at, seq] of page.upTo) advance(at, Math.min(seq, latecomers.get(at) ?? Infinity));
-        if (page.isEnd) return;
+        if (page.isEnd) return true;
         after = page.upTo;
       }
     } catch (error) {
       deps.logger.warn({ error: messageOf(error) }, "The cluster's log could not be read; it is tried again");
       await new Promise((resolve) => setTimeout(resolve, retryMs).unref());
+      return false;
     }
   }
 
@@ -215,6 +227,7 @@ export function createLogTail(deps: LogTailDeps): LogTail {
 
   return {
     verified,
+    handedOut,
     get unverified() {
       let sum = 0;
       for (const { seen } of shards.values()) sum += seen.size;

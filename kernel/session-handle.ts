@@ -91,7 +91,7 @@ export function createHandle(session: Session, owner: HandleOwner): MemoryHandle
         session.number(next);
         if (next.recorded) void owner.record([next]);
       }
-      if (!deliver(next, false)) return;
+      if (!deliver(next, next.sentBefore)) return;
       if (next.qos > 0) credit--;
       session.take();
       if (next.qos === 0) owner.delivered(next);

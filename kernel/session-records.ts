@@ -160,10 +160,18 @@ export function createRecordWriter(o: {
       await new Promise((resolve) => setTimeout(resolve, retryMs));
       writing = undefined;
       // It may have been applied or not. What was put since is newer.
-      pending = new Map([...changes, ...pending]);
+      const newer = pending;
+      pending = changes;
+      for (const change of newer.values()) enqueue(change);
       done.reject(new SluiceError("STORE_FAILED", `the session of ${o.clientId} could not be made safe`));
     }
     void flush();
+  }
+
+  /** Where nothing has been written of it, a later place in the order; a cursor stays in front of what counts on it. */
+  function enqueue(change: RecordChange): void {
+    if (change.key !== "cur") pending.delete(change.key);
+    pending.set(change.key, change);
   }
 
   async function write(changes: readonly RecordChange[]): Promise<"written" | "fenced"> {
@@ -184,8 +192,7 @@ export function createRecordWriter(o: {
     put(key, value, ttlMs) {
       if (closed) return;
       const bytes = value === undefined || Buffer.isBuffer(value) ? value : Buffer.from(JSON.stringify(value));
-      pending.delete(key);
-      pending.set(key, { key, value: bytes, ttlMs });
+      enqueue({ key, value: bytes, ttlMs });
       queueMicrotask(() => void flush());
     },
     commit() {

@@ -36,6 +36,8 @@ export interface Entry extends Delivery {
   recorded: boolean;
   /** QoS 2: its packet id is durable, so that it may be sent. */
   isSafe: boolean;
+  /** Another node has sent it under its packet id. */
+  readonly sentBefore: boolean;
 }
 
 /** What a session lets go of goes here. */
@@ -98,6 +100,13 @@ export class Session {
 
   isCrowded(): boolean {
     return this.over(highWater);
+  }
+
+  /** Messages that it takes before it is crowded. */
+  get spare(): number {
+    return this.isCrowded()
+      ? 0
+      : Math.floor(this.owner.queue.maxMessages * highWater) + 1 - this.queued - this.inflight.size;
   }
 
   /** Would one more QoS 0 message be dropped before long? */
@@ -169,6 +178,16 @@ export class Session {
     while (used.has(this.lastPacketId));
     entry.packetId = this.lastPacketId;
     used.add(entry.packetId);
+  }
+
+  /** The id belongs to a delivery that is still to come: it is given to no other. */
+  reserve(packetId: number): void {
+    (this.packetIds ??= new Set()).add(packetId);
+    this.lastPacketId = packetId;
+  }
+
+  unreserve(packetId: number): void {
+    this.packetIds?.delete(packetId);
   }
 
   /** False: it is not, or no longer, in flight. */

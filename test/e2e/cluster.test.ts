@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { after, describe, test } from "node:test";
 import { connectAsync } from "mqtt";
-import { startCluster } from "../helpers/cluster.ts";
+import { startCluster } from "../helpers/gateway-cluster.ts";
 import { eventually } from "../helpers/eventually.ts";
 import { startNats } from "../helpers/nats.ts";
 import { connectRaw, openRawClient } from "../helpers/raw-client.ts";

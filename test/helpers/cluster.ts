@@ -1,100 +1,82 @@
-/** Three gateways that share three NATS servers. */
-import type { TestContext } from "node:test";
-import { mkdtemp, rm, writeFile } from "node:fs/promises";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
-import { eventually } from "./eventually.ts";
-import { startTestGateway, type TestGateway } from "./gateway.ts";
-import { spawnGateway, type SpawnedGateway } from "./spawned-gateway.ts";
+/** Several nodes of a cluster in one process, over the engine in memory. */
+import { createTestHost } from "@sluice/testkit";
+import { createClusterStore } from "../../kernel/cluster-store.ts";
+import type { ProxyStore, QueueLimits, Store, StoreOptions } from "../../kernel/store.ts";
+import { createMemoryCluster, type MemoryCluster, type MemoryNode } from "./memory-engine.ts";
 
-export interface ClusterOptions {
-  readonly urls: readonly string[];
-  /** Unique on these servers. */
-  readonly namespace: string;
-  /** More lines of the NATSCluster document. */
-  readonly options?: string;
-  /** More lines of the MQTTProxy document. */
-  readonly proxy?: string;
+export interface TestNode {
+  readonly id: string;
+  readonly memory: MemoryNode;
+  readonly store: Store;
+  readonly proxy: ProxyStore;
+  readonly dropped: Record<string, number>;
+  /** As `kill -9`. */
+  kill(): void;
+  metric(name: string): Promise<number>;
 }
 
-export function clusterYaml({ urls, namespace, options = "", proxy = "" }: ClusterOptions, nodeName: string): string {
-  return `
-kind: MQTTProxy
-name: mqttproxy
-host: 127.0.0.1
-port: 0
-brokerMode: true
-${proxy}
----
-kind: NATSCluster
-name: cluster
-servers: ${JSON.stringify(urls)}
-namespace: ${namespace}
-nodeName: ${nodeName}
-shards: 2
-${options}
----
-kind: AdminAPI
-name: admin-api
-port: 0
-`;
+export interface TestCluster {
+  readonly memory: MemoryCluster;
+  node(id: string, more?: Partial<StoreOptions>): Promise<TestNode>;
+  stop(): Promise<void>;
 }
 
-/** In this process; each knows a NATS server of its own first. Stops with the test. */
-export async function startCluster(
-  t: TestContext,
-  options: ClusterOptions,
-  names = ["n1", "n2", "n3"],
-): Promise<TestGateway[]> {
-  const gateways = await Promise.all(
-    names.map(async (name, at) => {
-      const urls = [...options.urls.slice(at), ...options.urls.slice(0, at)];
-      const gateway = await startTestGateway(clusterYaml({ ...options, urls }, name));
-      t.after(() => gateway.stop());
-      return gateway;
-    }),
-  );
-  await Promise.all(gateways.map((gateway) => joined(gateway)));
-  return gateways;
-}
-
-/** Resolves once the node can make messages safe. */
-export async function joined({ gateway }: TestGateway): Promise<void> {
-  await eventually(() => gateway.host.health().find(({ name }) => name === "cluster")?.ok, true, 30_000);
-}
-
-export interface SpawnedNode {
-  readonly name: string;
-  gateway(): SpawnedGateway;
-  /** SIGKILL; resolves when it has gone. */
-  kill(): Promise<void>;
-  start(): Promise<void>;
-}
-
-/** A process of its own. Ends with the test. */
-export async function spawnNode(t: TestContext, options: ClusterOptions, name: string): Promise<SpawnedNode> {
-  const folder = await mkdtemp(join(tmpdir(), "sluice-cluster-"));
-  const config = join(folder, "sluice.yaml");
-  await writeFile(config, clusterYaml(options, name));
-  let running: SpawnedGateway | undefined;
-  t.after(async () => {
-    await running?.stop();
-    await rm(folder, { recursive: true, force: true });
-  });
+export function createTestCluster(
+  o: {
+    shards?: number;
+    random?: () => number;
+    auditMs?: number;
+    checkpointMs?: number;
+    queue?: Partial<QueueLimits>;
+  } = {},
+): TestCluster {
+  const memory = createMemoryCluster(o);
+  const running = new Set<Store>();
+  const hosts: (() => void)[] = [];
   return {
-    name,
-    gateway() {
-      if (!running) throw new Error(`${name} does not run`);
-      return running;
+    memory,
+    async node(id, more = {}) {
+      const { host, close } = createTestHost();
+      hosts.push(close);
+      const node = memory.join(id);
+      const store = createClusterStore({
+        engine: node.engine,
+        log: host.log,
+        metrics: host.metrics,
+        now: Date.now,
+        auditMs: o.auditMs ?? 30_000,
+        checkpointMs: o.checkpointMs ?? 10_000,
+      });
+      await store.start();
+      running.add(store);
+      const dropped: Record<string, number> = {};
+      const proxy = store.open("p", {
+        queue: { maxMessages: 1000, maxBytes: 1 << 26, maxTotalBytes: 1 << 30, onFull: "dropOldest", ...o.queue },
+        retained: { maxMessages: 1000, maxBytes: 1 << 24 },
+        topicCacheSize: 100,
+        onDropped: (reason, count) => void (dropped[reason] = (dropped[reason] ?? 0) + count),
+        now: () => Date.now(),
+        ...more,
+      });
+      return {
+        id,
+        memory: node,
+        store,
+        proxy,
+        dropped,
+        kill() {
+          node.kill();
+          running.delete(store);
+        },
+        async metric(name) {
+          const found = new RegExp(`^${name}(?:\\{[^}]*\\})? (\\S+)$`, "m").exec(await host.metrics.text());
+          return Number(found?.[1] ?? 0);
+        },
+      };
     },
-    async kill() {
-      const ending = running;
-      running = undefined;
-      ending?.signal("SIGKILL");
-      await ending?.stop();
-    },
-    async start() {
-      running = await spawnGateway(config);
+    async stop() {
+      await Promise.all([...running].map((store) => store.stop()));
+      for (const close of hosts) close();
     },
   };
 }

@@ -25,6 +25,8 @@ export interface Faults {
   loseLive: number;
   /** Share of the live messages that come twice. */
   repeatLive: number;
+  /** Share of the words between nodes that get lost. */
+  loseControl: number;
   /** Share of the appends and writes that are done and still reject. */
   loseAnswers: number;
   /** Share of the reads that are answered by a replica which lags. */
@@ -100,7 +102,15 @@ interface NodeState {
 
 export function createMemoryCluster(o: { shards?: number; random?: () => number } = {}): MemoryCluster {
   const { shards: shardCount = 4, random = Math.random } = o;
-  const faults: Faults = { delayMs: 0, loseLive: 0, repeatLive: 0, loseAnswers: 0, lag: 0, timeoutMs: 100 };
+  const faults: Faults = {
+    delayMs: 0,
+    loseLive: 0,
+    repeatLive: 0,
+    loseControl: 0,
+    loseAnswers: 0,
+    lag: 0,
+    timeoutMs: 100,
+  };
   const nodes = new Map<string, NodeState>();
   const data = new Map<string, ProxyData>();
   let fenced = 0;
@@ -128,7 +138,7 @@ export function createMemoryCluster(o: { shards?: number; random?: () => number 
   /** One way to the engine or back. */
   async function hop(node: NodeState): Promise<void> {
     if (faults.delayMs > 0) await sleep(random() * faults.delayMs);
-    else await undefined;
+    else await Promise.resolve();
     if (!node.alive) await new Promise(() => undefined);
     if (node.reachable) return;
     await sleep(faults.timeoutMs);
@@ -428,7 +438,7 @@ export function createMemoryCluster(o: { shards?: number; random?: () => number 
         async request(to, kind, body, timeoutMs) {
           await hop(node);
           const peer = nodes.get(to);
-          if (!peer?.alive || !peer.reachable) {
+          if (!peer?.alive || !peer.reachable || random() < faults.loseControl) {
             await sleep(Math.min(timeoutMs, faults.timeoutMs));
             throw new Error(`${to} does not answer`);
           }
@@ -442,7 +452,8 @@ export function createMemoryCluster(o: { shards?: number; random?: () => number 
         broadcast(kind, body) {
           if (!node.alive || !node.reachable) return;
           for (const peer of nodes.values()) {
-            if (peer !== node) post(peer, () => void peer.handlers.get(kind)?.(body, node.id));
+            if (peer !== node && random() >= faults.loseControl)
+              post(peer, () => void peer.handlers.get(kind)?.(body, node.id));
           }
         },
         handle(kind, handler) {
