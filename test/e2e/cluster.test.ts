@@ -1,9 +1,11 @@
 /** Three gateways on three NATS servers: what clients and backends see. */
 import assert from "node:assert/strict";
-import { after, describe, test } from "node:test";
+import { after, before, describe, test } from "node:test";
 import { connectAsync } from "mqtt";
 import { startCluster } from "../helpers/gateway-cluster.ts";
+import { createCrashSubscriber } from "../helpers/crash-clients.ts";
 import { eventually } from "../helpers/eventually.ts";
+import type { TestGateway } from "../helpers/gateway.ts";
 import { startNats } from "../helpers/nats.ts";
 import { connectRaw, openRawClient } from "../helpers/raw-client.ts";
 
@@ -12,8 +14,13 @@ const urls = nats?.urls ?? [];
 after(() => nats?.stop());
 
 describe("a cluster of three gateways", { skip: !nats }, () => {
-  test("what is published at any node, by HTTP or MQTT, reaches the clients of all, once, in order", async (t) => {
-    const nodes = await startCluster(t, { urls, namespace: "e1" });
+  let nodes: TestGateway[] = [];
+  before(async () => {
+    nodes = await startCluster({ urls, namespace: "e" });
+  });
+  after(() => Promise.all(nodes.map((node) => node.stop())));
+
+  test("what is published at any node, by HTTP or MQTT, reaches the clients of all, once, in order", async () => {
     const clients = await Promise.all(nodes.map((node, at) => connectRaw(node.port(), `c${at}`)));
     for (const client of clients) await client.subscribe("all/#", 2);
     const sent: string[] = [];
@@ -56,8 +63,8 @@ describe("a cluster of three gateways", { skip: !nats }, () => {
     for (const client of clients) client.destroy();
   });
 
-  test("a client that connects at another node is taken over from the first, with its session", async (t) => {
-    const [one, two] = await startCluster(t, { urls, namespace: "e2" });
+  test("a client that connects at another node is taken over from the first, with its session", async () => {
+    const [one, two] = nodes;
     assert.ok(one && two);
     const first = await connectRaw(one.port(), "mover", { clean: false });
     await first.subscribe("moved/+", 1);
@@ -72,34 +79,26 @@ describe("a cluster of three gateways", { skip: !nats }, () => {
     publisher.destroy();
   });
 
-  test("what comes while a persistent client is away waits for it at every node", async (t) => {
-    const nodes = await startCluster(t, { urls, namespace: "e3" });
+  test("what comes while a persistent client is away waits for it at every node", async () => {
     const [one, two, three] = nodes;
     assert.ok(one && two && three);
-    const first = await connectRaw(one.port(), "away", { clean: false });
-    await first.subscribe("wait/#", 2);
-    first.destroy();
+    const client = createCrashSubscriber("away", 2, "wait/#");
+    await client.connect(one.port());
+    client.destroy();
     const publisher = await connectAsync(two.url(), { clientId: "publisher" });
     const sent = Array.from({ length: 300 }, (_, n) =>
       publisher.publishAsync(`wait/${n % 7}`, String(n), { qos: n % 2 === 0 ? 1 : 2 }),
     );
     await Promise.all(sent);
-    const back = await openRawClient(three.port());
-    assert.equal((await back.connect({ clientId: "away", clean: false })).sessionPresent, true);
-    const got: string[] = [];
-    while (got.length < 300) {
-      const packet = await back.expect("publish");
-      got.push(packet.payload.toString());
-      if (packet.qos === 1) back.send({ cmd: "puback", messageId: packet.messageId ?? 0 });
-      else back.send({ cmd: "pubrec", messageId: packet.messageId ?? 0 });
-    }
-    assert.deepEqual(got.toSorted(), Array.from({ length: 300 }, (_, n) => String(n)).toSorted());
-    back.destroy();
+    await client.connect(three.port());
+    await eventually(() => client.got.size, 300);
+    assert.deepEqual(client.doubles, []);
+    client.destroy();
     await publisher.endAsync();
   });
 
-  test("retained messages are everywhere", async (t) => {
-    const [one, two] = await startCluster(t, { urls, namespace: "e4" });
+  test("retained messages are everywhere", async () => {
+    const [one, two] = nodes;
     assert.ok(one && two);
     const publisher = await connectAsync(one.url(), { clientId: "publisher" });
     await publisher.publishAsync("kept/1", "one", { qos: 1, retain: true });
@@ -116,8 +115,7 @@ describe("a cluster of three gateways", { skip: !nats }, () => {
     await publisher.endAsync();
   });
 
-  test("a shared subscription has its members at all nodes, and each message one of them", async (t) => {
-    const nodes = await startCluster(t, { urls, namespace: "e5" });
+  test("a shared subscription has its members at all nodes, and each message one of them", async () => {
     const members = await Promise.all(nodes.map((node, at) => connectRaw(node.port(), `m${at}`)));
     for (const member of members) await member.subscribe("$share/g/jobs/#", 1);
     const publisher = await connectRaw(nodes[0]?.port() ?? 0, "publisher");
@@ -131,17 +129,20 @@ describe("a cluster of three gateways", { skip: !nats }, () => {
     for (const client of [...members, publisher]) client.destroy();
   });
 
-  test("sessions are listed and removed from any node", async (t) => {
-    const [one, two] = await startCluster(t, { urls, namespace: "e6" });
+  test("sessions are listed and removed from any node", async () => {
+    const [one, two] = nodes;
     assert.ok(one && two);
     const client = await connectRaw(one.port(), "listed", { clean: false });
     await client.subscribe("x/#");
     await eventually(async () => {
       const sessions = (await two.gateway.host.proxies.get("mqttproxy")?.sessions.query()) ?? [];
-      return sessions.map(({ clientId, connected }) => `${clientId} ${connected}`);
-    }, ["listed true"]);
+      return sessions.filter(({ clientId }) => clientId === "listed").map(({ connected }) => connected);
+    }, [true]);
     assert.equal(await two.gateway.host.proxies.get("mqttproxy")?.sessions.remove("listed"), true);
     await client.closed;
-    await eventually(async () => (await one.gateway.host.proxies.get("mqttproxy")?.sessions.query())?.length, 0);
+    await eventually(async () => {
+      const sessions = (await one.gateway.host.proxies.get("mqttproxy")?.sessions.query()) ?? [];
+      return sessions.some(({ clientId }) => clientId === "listed");
+    }, false);
   });
 });

@@ -40,18 +40,12 @@ port: 0
 `;
 }
 
-/** In this process; each knows a NATS server of its own first. Stops with the test. */
-export async function startCluster(
-  t: TestContext,
-  options: ClusterOptions,
-  names = ["n1", "n2", "n3"],
-): Promise<TestGateway[]> {
+/** In this process; each knows a NATS server of its own first. */
+export async function startCluster(options: ClusterOptions, names = ["n1", "n2", "n3"]): Promise<TestGateway[]> {
   const gateways = await Promise.all(
     names.map(async (name, at) => {
       const urls = [...options.urls.slice(at), ...options.urls.slice(0, at)];
-      const gateway = await startTestGateway(clusterYaml({ ...options, urls }, name));
-      t.after(() => gateway.stop());
-      return gateway;
+      return startTestGateway(clusterYaml({ ...options, urls }, name));
     }),
   );
   await Promise.all(gateways.map((gateway) => joined(gateway)));
@@ -66,6 +60,8 @@ export async function joined({ gateway }: TestGateway): Promise<void> {
 export interface SpawnedNode {
   readonly name: string;
   gateway(): SpawnedGateway;
+  /** What `/readyz` says. */
+  isReady(): Promise<boolean>;
   /** SIGKILL; resolves when it has gone. */
   kill(): Promise<void>;
   start(): Promise<void>;
@@ -86,6 +82,12 @@ export async function spawnNode(t: TestContext, options: ClusterOptions, name: s
     gateway() {
       if (!running) throw new Error(`${name} does not run`);
       return running;
+    },
+    async isReady() {
+      if (!running) return false;
+      const answer = await fetch(`${running.api}/readyz`).catch(() => undefined);
+      await answer?.body?.cancel();
+      return answer?.ok ?? false;
     },
     async kill() {
       const ending = running;
