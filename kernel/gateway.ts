@@ -19,7 +19,10 @@ import { createHost, type HostSource, type RootLogger, type SharedHost, systemCl
 import { kernelKinds } from "./kernel-kinds.ts";
 import { createMetrics } from "./metrics.ts";
 import { isSuccessor, makePlan } from "./plan.ts";
-import type { ConfigControl, Host, ObjectHealth, Plan } from "./plugin.ts";
+import { answerMembers, queryMembers, reportOf } from "./members.ts";
+import type { ClusterEngine, ClusterService } from "./cluster-engine.ts";
+import { createSharedConfig, type LocalConfig, takeChanges } from "./shared-config.ts";
+import type { ConfigControl, Host, MemberReport, ObjectHealth, Plan } from "./plugin.ts";
 import type { Registry } from "./registry.ts";
 import type { Spec } from "./spec.ts";
 import { createMemoryStore } from "./memory-store.ts";
@@ -41,7 +44,7 @@ export interface Gateway {
   /** A line for `health`, as long as something is wrong with the config; undefined = nothing is. */
   setConfigProblem(problem: string | undefined): void;
   /** What `host.config` changes the config with: whoever reads its files. Until then every change is refused. */
-  setConfigControl(control: ConfigControl): void;
+  setConfigControl(control: LocalConfig): void;
   /** Resolves when {@link Host.drain} is called: who runs the gateway stops it then. */
   readonly drainAsked: Promise<void>;
   /** Stops accepting, lets what is under way finish within the drain time-out, closes everything once. */
@@ -65,6 +68,8 @@ export function createGateway(o: { log: RootLogger; version: string; startDeadli
   let configVersion = 0;
   let configProblem: string | undefined;
   let control: ConfigControl = { apply: refuseChange, history: () => [], rollback: refuseChange };
+  let local: LocalConfig | undefined;
+  let cluster: ClusterEngine | undefined;
   let isReady = false;
   let stopped: Promise<void> | undefined;
   let last: Promise<unknown> = Promise.resolve();
@@ -90,6 +95,12 @@ export function createGateway(o: { log: RootLogger; version: string; startDeadli
     },
     kinds: () => [...kernelKinds, ...(registry?.kinds() ?? [])],
     health: () => health(),
+    cluster: {
+      get isJoined() {
+        return cluster !== undefined;
+      },
+      members: () => queryMembers(cluster, node, report),
+    },
     about: () => ({ name: "sluice", version, node: process.version, startedAt }),
     logLevel: {
       get: () => log.level,
@@ -115,6 +126,10 @@ export function createGateway(o: { log: RootLogger; version: string; startDeadli
     startDeadlineMs,
   };
   const { host } = createHost(source, "gateway", {});
+
+  function report(): MemberReport {
+    return reportOf(host, local?.digest() ?? "");
+  }
 
   function health(): ObjectHealth[] {
     const { live, durable, reasons } = store?.health() ?? { live: false, durable: false, reasons: ["not started"] };
@@ -146,6 +161,11 @@ export function createGateway(o: { log: RootLogger; version: string; startDeadli
       now: () => systemClock.now(),
     });
     await store.start();
+    const service: Partial<ClusterService> | undefined = storeService?.service;
+    cluster = service?.cluster;
+    if (!cluster) return;
+    answerMembers(cluster, report);
+    takeChanges(cluster, () => local);
   }
 
   /** After everything else. */
@@ -231,7 +251,8 @@ export function createGateway(o: { log: RootLogger; version: string; startDeadli
       configProblem = problem;
     },
     setConfigControl(next) {
-      control = next;
+      local = next;
+      control = createSharedConfig(next, () => cluster);
     },
     stop() {
       isReady = false;

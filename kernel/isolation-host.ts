@@ -73,6 +73,9 @@ export function createThreadHost(o: { name: string; folder: string; about: objec
     },
     kinds: () => refuse("kinds"),
     health: () => refuse("health"),
+    get cluster() {
+      return refuse("cluster");
+    },
     get logLevel() {
       return refuse("logLevel");
     },

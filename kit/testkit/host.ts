@@ -60,6 +60,7 @@ export function createTestSource(folder: string, clock: Clock = systemClock) {
     },
     kinds: () => [],
     health: () => [],
+    cluster: { isJoined: false, members: () => Promise.resolve([]) },
     about: () => ({ name: "sluice", version: "0.0.0", node: process.version, startedAt: Date.now() }),
     logLevel: {
       get: () => logLevel,
