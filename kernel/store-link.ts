@@ -8,7 +8,15 @@ import { createHandOver } from "./hand-over.ts";
 import { noteWill, passOnWork, tellBack } from "./moved-clients.ts";
 import type { Acquisition, Awaitable, LostReason, SessionHandle } from "./store.ts";
 import type { Holder, Link, Shared } from "./store-parties.ts";
-import { ask, lostReasons, readMessage, readSubscription, receiptNames, tell, writeSubscription } from "./store-wire.ts";
+import {
+  ask,
+  lostReasons,
+  readMessage,
+  readSubscription,
+  receiptNames,
+  tell,
+  writeSubscription,
+} from "./store-wire.ts";
 import type { WireReader } from "./wire.ts";
 
 export interface StoreLink {
