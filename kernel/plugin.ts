@@ -559,6 +559,21 @@ export interface ConfigResult {
   /** What runs after it, or of a dry run would: defaults applied, secrets replaced by `***`. */
   readonly documents: readonly ConfigDocument[];
   readonly warnings: readonly { readonly where: string; readonly message: string }[];
+  /** In a cluster, what each of the other nodes has made of the change, by name. */
+  readonly nodes?: readonly NodeConfigResult[];
+}
+
+/**
+ * `accepted`: of a dry run. `refused`: the node keeps its config, as `problem` says. `unreached`: whether it has the change
+ * is not known.
+ */
+export interface NodeConfigResult {
+  readonly node: string;
+  readonly outcome: "applied" | "accepted" | "refused" | "unreached";
+  /** The node's own; each counts for itself. */
+  readonly version?: number;
+  readonly plan?: Plan;
+  readonly problem?: string;
 }
 
 export interface HistoryEntry {
@@ -595,6 +610,33 @@ export interface ObjectHealth extends Health {
   readonly name: string;
 }
 
+/**
+ * One node of a cluster as seen from another. `silent`: it is there, and did not answer. `left`: it said goodbye. `down`: it
+ * did not.
+ */
+export interface MemberInfo {
+  readonly node: string;
+  /** Another at every start. */
+  readonly incarnation: string;
+  readonly isSelf: boolean;
+  readonly state: "up" | "silent" | "down" | "left";
+  /** What it says of itself; undefined unless it is `up`. */
+  readonly report: MemberReport | undefined;
+}
+
+export interface MemberReport {
+  /** Of the product. */
+  readonly version: string;
+  /** Milliseconds since the epoch. */
+  readonly startedAt: number;
+  readonly ready: boolean;
+  readonly unhealthy: readonly { readonly name: string; readonly detail?: string }[];
+  /** The digest is the same where the documents are, as they are written: `${...}` may mean something else on each node. */
+  readonly config: { readonly version: number; readonly digest: string };
+  readonly connections: number;
+  readonly sessions: number;
+}
+
 /** What a filter or service is handed. Everything the bundled plugins use is here: they have no private door. */
 export interface Host {
   /** The name of the document, or for a filter `pipeline/filter`. */
@@ -627,6 +669,12 @@ export interface Host {
    * with index 0.
    */
   readonly worker: { readonly index: number; readonly count: number };
+  readonly cluster: {
+    /** False: this gateway is alone. */
+    readonly isJoined: boolean;
+    /** This node first; alone, it is the only one. Waits some seconds at most for those that don't answer. */
+    members(): Promise<readonly MemberInfo[]>;
+  };
   /** Product name, version, Node version, start time in milliseconds since the epoch. */
   about(): { name: string; version: string; node: string; startedAt: number };
   /** The log level of the whole gateway: trace, debug, info, warn, error, fatal. */

@@ -7,7 +7,7 @@ import type { Admin, Kafka, Producer as KafkaProducer, RecordMetadata } from "ka
 import { compressionType, createPartitioner, prepareEncoder } from "./client.ts";
 import { acksOf, brokersOf, type Config } from "./config.ts";
 import type { Entry } from "./entry.ts";
-import { judgeError, type Failure } from "./failure.ts";
+import { judgeError, storedOf, type Failure } from "./failure.ts";
 import { createParcel, toMessages } from "./parcel.ts";
 import { createPlacement } from "./partitioner.ts";
 import type { Reporter } from "./reporter.ts";
@@ -224,7 +224,10 @@ export function createProducer(config: Config, { kafka, clock, reporter }: Produ
       recovered();
       return undefined;
     } catch (error) {
-      const failure = report(judgeError(error), topic);
+      // An idempotent producer has taken back the sequence numbers of all: it needs the same batch again, which the
+      // brokers know where they have it.
+      const stored = idempotent ? [] : storedOf(error);
+      const failure = report({ ...judgeError(error), ...(stored.length > 0 ? { stored } : {}) }, topic);
       if (generation === current && wantsRenewal(failure)) renew();
       return failure;
     } finally {

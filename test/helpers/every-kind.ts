@@ -11,6 +11,7 @@ const filters: Record<string, object> = {
 
 const services: Record<string, object> = {
   AdminAPI: { port: 0 },
+  KafkaSource: { backend: ["127.0.0.1:9"], group: "g", topics: ["a"], proxy: "proxy", mqtt: { topic: "b" } },
   LevelStore: { dir: "data/sessions" },
 };
 

@@ -12,6 +12,7 @@ import { generate } from "selfsigned";
 import { eventually } from "../helpers/eventually.ts";
 import { startTestGateway } from "../helpers/gateway.ts";
 import { buildKafka, numbersOf, publish } from "../helpers/kafka-filter.ts";
+import { openSourceBroker, sourceConfig } from "../helpers/kafka-source.ts";
 import { startKafka } from "../helpers/kafka.ts";
 import { toYaml } from "../helpers/probed-gateway.ts";
 import { connectRaw } from "../helpers/raw-client.ts";
@@ -191,6 +192,29 @@ test(
       const told = JSON.stringify([host.logs.filter(({ level }) => level !== "debug"), filter.health?.()]);
       assert.ok(!/wr0ng|s3cret|n0nsense/.test(told), told);
     }
+  },
+);
+
+test(
+  "KafkaSource reads over TLS with a client certificate and a login, and health tells of a wrong one",
+  options,
+  async (t) => {
+    assert.ok(kafka);
+    const topic = `secured-${randomUUID()}`;
+    await kafka.createTopic(topic, 1);
+    const broker = await openSourceBroker(kafka.brokers);
+    t.after(() => broker.close());
+    const source = { topics: [topic], group: "g", ssl, mqtt: { topic: "in/{{ key }}" } };
+    const wrong = { mechanism: "scram-sha-256", ...login, password: "wrong" };
+    const configOf = (sasl: object) => sourceConfig(kafka?.second ?? [], { ...source, sasl });
+    const gateway = await startTestGateway(configOf(wrong));
+    t.after(() => gateway.stop());
+    const detail = () => gateway.gateway.host.health().find(({ name }) => name === "source")?.detail ?? "";
+    await eventually(() => /^failing: .*[Aa]uthentication/.test(detail()), true, 20_000);
+    await gateway.reload(configOf({ ...wrong, password: "s3cret" }));
+    await broker.produce(topic, [{ key: "k", value: "1" }]);
+    await eventually(() => broker.committed("g", topic), { 0: 1 }, 20_000);
+    assert.ok(!gateway.logs.some((line) => JSON.stringify(line).includes("s3cret")));
   },
 );
 
