@@ -54,7 +54,7 @@ export function createPoison(deps: PoisonDeps): Poison {
   function deadLetter(): DeadLetterSpec | undefined {
     const { spec } = deps;
     if (spec.onPoison === "deadLetter" && spec.deadLetter) return spec.deadLetter;
-    suspects.clear();
+    if (suspects.size > 0) suspects.clear();
     return undefined;
   }
 

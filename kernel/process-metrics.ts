@@ -37,8 +37,9 @@ export function createProcessMetrics(metrics: Metrics, worker: string): ProcessM
     ["worker", "stat"],
     (gauge) => {
       const histogram = delays[oldest];
-      if (!histogram || histogram.count === 0) return;
-      const told = { p50: histogram.percentile(50), p99: histogram.percentile(99), max: histogram.max };
+      if (!histogram) return;
+      const { count, max } = histogram;
+      const told = { p50: histogram.percentile(50), p99: histogram.percentile(99), max: count === 0 ? 0 : max };
       for (const [stat, nanoseconds] of Object.entries(told)) {
         gauge.set({ worker, stat }, Math.max(0, nanoseconds / 1e9 - resolutionMs / 1000));
       }
@@ -51,11 +52,11 @@ export function createProcessMetrics(metrics: Metrics, worker: string): ProcessM
     ["kind"],
     pauseBuckets,
   );
+  const byKind = new Map(Object.entries(kinds).map(([kind, name]) => [Number(kind), pauses.with({ kind: name })]));
   const observer = new PerformanceObserver((list) => {
     // The types of Node's own entries lack what it says of each kind of entry.
     for (const { duration, detail } of list.getEntries() as (PerformanceEntry & { detail?: { kind: number } })[]) {
-      const kind = kinds[detail?.kind ?? 0] ?? "other";
-      pauses.observe({ kind }, duration / 1000);
+      byKind.get(detail?.kind ?? 0)?.observe(duration / 1000);
     }
   });
   observer.observe({ entryTypes: ["gc"] });

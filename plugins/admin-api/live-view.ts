@@ -37,6 +37,18 @@ export interface FilterView {
   readonly bufferAge?: number;
 }
 
+/** A KafkaSource. */
+export interface SourceView {
+  readonly source: string;
+  /** Records a second that are over with. */
+  readonly records: number;
+  /** Records in Kafka that are not over with. */
+  readonly lag: number;
+  /** Fetched, or handed to the proxy. */
+  readonly waiting: number;
+  readonly kafka: "connected" | "away";
+}
+
 export interface LiveView {
   readonly seconds: number;
   /** Percent of one core. */
@@ -48,6 +60,7 @@ export interface LiveView {
   readonly gcMs: Readonly<Record<string, number>>;
   readonly proxies: readonly ProxyView[];
   readonly filters: readonly FilterView[];
+  readonly sources: readonly SourceView[];
   /** Packets in pipelines now. */
   readonly active: number;
 }
@@ -97,6 +110,15 @@ export function compare(before: Reading, now: Reading): LiveView {
       deadLetters: rate("sluice_dead_letters_total", { proxy }),
       queued: value("sluice_queued_messages", { proxy }),
     })),
+    sources: valuesOf("sluice_kafka_source_connected", "service").map((service) => ({
+      source: service,
+      records: rate("sluice_kafka_source_records_total", { service }),
+      lag: value("sluice_kafka_source_lag_records", { service }),
+      waiting:
+        value("sluice_kafka_source_queue_records", { service }) +
+        value("sluice_kafka_source_inflight_records", { service }),
+      kafka: value("sluice_kafka_source_connected", { service }) > 0 ? ("connected" as const) : ("away" as const),
+    })),
     filters: filtersOf(now.metrics).map(({ pipeline, filter, kind }) => {
       const labels = { pipeline, filter, kind };
       const name = `${pipeline}/${filter}`;
@@ -135,7 +157,7 @@ function filtersOf(metrics: Exposition): { pipeline: string; filter: string; kin
   return [...found.values()];
 }
 
-/** For people: a line on the process, a table of proxies, one of filters. Ends with a line end. */
+/** For people: two lines on the process, a table of proxies, one of filters, and one of sources where there are any. Ends with a line end. */
 export function formatView(view: LiveView, url: string): string {
   const { p50, p99, max } = view.eventLoopDelayMs;
   const gc = Object.entries(view.gcMs).map(([kind, ms]) => `${kind} ${ms.toFixed(1)}`);
@@ -172,7 +194,18 @@ export function formatView(view: LiveView, url: string): string {
       each.bufferAge === undefined ? "-" : each.bufferAge.toFixed(1),
     ]),
   ];
-  return `${lines.join("\n")}\n${formatTable(proxies)}\n${formatTable(filters)}`;
+  const sources = [
+    ["SOURCE", "RECORDS/S", "LAG", "WAITING", "KAFKA"],
+    ...view.sources.map(({ source, records, lag, waiting, kafka }) => [
+      source,
+      perSecond(records),
+      String(lag),
+      String(waiting),
+      kafka,
+    ]),
+  ];
+  const tables = [proxies, filters, ...(view.sources.length > 0 ? [sources] : [])];
+  return `${lines.join("\n")}\n${tables.map(formatTable).join("\n")}`;
 }
 
 function perSecond(rate: number): string {

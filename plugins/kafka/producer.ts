@@ -69,7 +69,9 @@ export function createProducer(config: Config, { kafka, clock, reporter }: Produ
   let renewedAt = clock.now();
   let lastFailure: Failure | undefined;
   let everConnected = false;
-  let lastSendAt = 0;
+  /** Sends that have begun and not ended, and when the last one ended. */
+  let sends = 0;
+  let sentAt = 0;
   let asking: Promise<void> | undefined;
   const delays = new Set<() => void>();
 
@@ -113,10 +115,15 @@ export function createProducer(config: Config, { kafka, clock, reporter }: Produ
   async function askWhileIdle(): Promise<void> {
     while (!closing.signal.aborted && failingSince !== undefined) {
       await delay(askAfterMs);
-      if (clock.now() - lastSendAt < askAfterMs || connecting || failingSince === undefined) continue;
-      if (await isThere()) recovered();
+      if (!isIdle() || failingSince === undefined) continue;
+      // What was sent meanwhile knows better.
+      if ((await isThere()) && isIdle()) recovered();
     }
     asking = undefined;
+  }
+
+  function isIdle(): boolean {
+    return sends === 0 && !connecting && clock.now() - sentAt >= askAfterMs;
   }
 
   async function isThere(): Promise<boolean> {
@@ -192,7 +199,16 @@ export function createProducer(config: Config, { kafka, clock, reporter }: Produ
   }
 
   async function send(topic: string, records: Entry[]): Promise<Failure | undefined> {
-    lastSendAt = clock.now();
+    sends++;
+    try {
+      return await attempt(topic, records);
+    } finally {
+      sends--;
+      sentAt = clock.now();
+    }
+  }
+
+  async function attempt(topic: string, records: Entry[]): Promise<Failure | undefined> {
     const generation = current ?? (await connect());
     if (!("producer" in generation)) return generation;
     generation.sending++;
@@ -215,7 +231,6 @@ export function createProducer(config: Config, { kafka, clock, reporter }: Produ
       if (generation === current && wantsRenewal(failure)) renew();
       return failure;
     } finally {
-      lastSendAt = clock.now();
       generation.sending--;
       if (generation.retired && generation.sending === 0) void disconnect(generation.producer);
     }

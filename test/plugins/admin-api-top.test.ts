@@ -6,7 +6,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { runCommand } from "@sluice/testkit";
 import type { CommandIo } from "../../kernel/plugin.ts";
 import { parseExposition, sumOf } from "../../plugins/admin-api/exposition.ts";
-import type { LiveView } from "../../plugins/admin-api/live-view.ts";
+import { compare, formatView, type LiveView } from "../../plugins/admin-api/live-view.ts";
 import top from "../../plugins/admin-api/top.ts";
 import { eventually } from "../helpers/eventually.ts";
 import { startProbedGateway } from "../helpers/probed-gateway.ts";
@@ -114,6 +114,52 @@ test("a blocked event loop and a garbage collection show in the metrics", async 
   }, true);
   assert.ok(garbage.length > 0);
   assert.ok(sumOf(await read(), "sluice_gc_pause_seconds_sum") > 0);
+});
+
+/** Two readings of a page as a gateway's with Kafka both ways, a second apart. */
+function readPages(): LiveView {
+  const page = (n: number): string =>
+    [
+      'sluice_connections{proxy="p"} 1',
+      `sluice_packets_sent_total{proxy="p",type="puback"} ${100 * n}`,
+      `sluice_packets_sent_total{proxy="p",type="pingresp"} ${7 * n}`,
+      'sluice_kafka_connected{filter="pub/sink"} 0',
+      `sluice_kafka_queue_records{filter="pub/sink"} ${5 * n}`,
+      `sluice_kafka_buffer_records{filter="pub/sink"} ${1000 * n}`,
+      'sluice_kafka_buffer_age_seconds{filter="pub/sink"} 12.34',
+      'sluice_kafka_source_connected{service="down"} 2',
+      `sluice_kafka_source_records_total{service="down",outcome="published"} ${40 * n}`,
+      `sluice_kafka_source_records_total{service="down",outcome="skipped"} ${2 * n}`,
+      'sluice_kafka_source_lag_records{service="down",topic="a"} 30',
+      'sluice_kafka_source_lag_records{service="down",topic="b"} 3',
+      'sluice_kafka_source_queue_records{service="down"} 4',
+      'sluice_kafka_source_inflight_records{service="down"} 1',
+      'sluice_event_loop_delay_seconds{worker="0",stat="p99"} 0.002',
+      'sluice_event_loop_delay_seconds{worker="1",stat="p99"} 0.005',
+    ].join("\n");
+  return compare({ at: 1, metrics: parseExposition(page(1)) }, { at: 2, metrics: parseExposition(page(2)) });
+}
+
+test("Kafka both ways: whether it is there, what waits in memory and on disk, and the lag", () => {
+  const view = readPages();
+  assert.equal(view.proxies[0]?.acks, 100);
+  assert.deepEqual(view.filters, [
+    {
+      filter: "pub/sink",
+      kind: "-",
+      packets: 0,
+      faults: 0,
+      waiting: 10,
+      kafka: "away",
+      buffered: 2000,
+      bufferAge: 12.34,
+    },
+  ]);
+  assert.deepEqual(view.sources, [{ source: "down", records: 42, lag: 33, waiting: 5, kafka: "connected" }]);
+  assert.equal(view.eventLoopDelayMs.p99, 5);
+  const text = formatView(view, "http://gateway");
+  assert.match(text, /^pub\/sink +- +0 +0 +10 +away +2000 +12\.3$/m);
+  assert.match(text, /^SOURCE +RECORDS\/S +LAG +WAITING +KAFKA\ndown +42 +33 +5 +connected$/m);
 });
 
 test("Prometheus' text: labels with quotes, backslashes and line ends come back as they were", () => {
