@@ -178,9 +178,7 @@ class LocalHandle implements MemoryHandle {
   /** The ids of the QoS 2 messages that credit allows next are made safe, all of them with one write. */
   private async secure(): Promise<void> {
     if (this.securing) return;
-    const next = this.session
-      .ahead(this.credit)
-      .filter((entry) => entry !== undefined && isUnsafe(entry)) as Entry[];
+    const next = this.session.ahead(this.credit).filter((entry) => entry !== undefined && isUnsafe(entry)) as Entry[];
     for (const entry of next) this.session.number(entry);
     const safe = this.owner.record(next);
     this.securing = true;
