@@ -6,6 +6,7 @@ import type { Remote } from "./listener.ts";
 import type { ProtocolVersion } from "./packet.ts";
 import type { Reason } from "./plugin.ts";
 import { reasonCodeFor } from "./reasons.ts";
+import type { Turns } from "./turns.ts";
 
 /** Why a connection ended. `disconnect` is the only graceful one: the will is discarded [MQTT-3.14.4-3]. */
 export type CloseReason =
@@ -19,6 +20,7 @@ export type CloseReason =
   | "refused"
   | "takenOver"
   | "removed"
+  | "storeLost"
   | "pipeline"
   | "fault"
   | "shutdown";
@@ -40,6 +42,7 @@ const farewells: Partial<Record<CloseReason, Farewell>> = {
   protocolError: { reason: "protocolError" },
   takenOver: { reason: "sessionTakenOver" },
   removed: { reason: "administrativeAction" },
+  storeLost: { reason: "useAnotherServer" },
   pipeline: { reason: "unspecifiedError" },
   fault: { reason: "implementationSpecificError" },
   shutdown: { reason: "serverShuttingDown" },
@@ -49,6 +52,7 @@ const farewells: Partial<Record<CloseReason, Farewell>> = {
 export interface ConnectionOwner {
   /** Those of now: a config change reaches connections that are open. */
   readonly limits: ConnectionLimits;
+  readonly turns: Turns;
   /** In order; never again once the connection is closed. */
   onPacket(connection: Connection, packet: InPacket): void;
   /** Bytes that are no MQTT; the owner closes, with a CONNACK where the refusal has one. */
@@ -82,7 +86,7 @@ export interface Work {
 }
 
 /** Why nothing is read from the socket; bits of one number. */
-export const pause = { auth: 1, work: 2, limit: 4, output: 8, shutdown: 16 } as const;
+export const pause = { auth: 1, work: 2, limit: 4, output: 8, shutdown: 16, turn: 32 } as const;
 
 /** Pauses of our own making: the client can't be blamed for what we don't read, so its keep alive stands still. */
 const ours = pause.auth | pause.work | pause.limit | pause.shutdown;
@@ -320,6 +324,12 @@ export class Connection {
     this.flushing = true;
     this.decode(chunk);
     if (isFirst) this.flushed();
+    if (!this.closed && this.owner.turns.spend(this, chunk.length)) this.pause(pause.turn);
+  }
+
+  /** Others have had theirs. */
+  takeTurn(): void {
+    this.resume(pause.turn);
   }
 
   private decode(chunk: Buffer | undefined): void {

@@ -1,12 +1,12 @@
 /** One connection's hold on a session in memory: sends what waits, oldest first, within credit and the connection's room. */
 import type { SubscriptionOptions } from "./plugin.ts";
 import type { Entry, Session } from "./session.ts";
-import type { Awaitable, Delivery, SessionExpiry, SessionHandle } from "./store.ts";
+import type { Awaitable, Delivery, LostReason, SessionExpiry, SessionHandle } from "./store.ts";
 
 export interface MemoryHandle extends SessionHandle {
   /** A new message: sent at once where nothing waits in front of it, else queued. */
   offer(entry: Entry): void;
-  lose(why: "takenOver" | "removed"): void;
+  lose(why: LostReason): void;
 }
 
 /** A session with who is connected to it. */
@@ -36,7 +36,7 @@ export interface HandleOwner extends Pick<SessionHandle, "present" | "subscribe"
   /** Its deliveries have begun. */
   attached?(): void;
   closed(expirySec: SessionExpiry | undefined): Awaitable<void>;
-  lost(why: "takenOver" | "removed"): void;
+  lost(why: LostReason): void;
 }
 
 /** A class because there are as many as clients. */
@@ -124,7 +124,7 @@ class LocalHandle implements MemoryHandle {
     return this.owner.closed(expirySec);
   }
 
-  lose(why: "takenOver" | "removed"): void {
+  lose(why: LostReason): void {
     if (!this.open) return;
     this.open = false;
     this.deliver = undefined;
@@ -154,7 +154,7 @@ class LocalHandle implements MemoryHandle {
         return;
       }
       this.number(next);
-      if (!this.deliver(next, false)) return;
+      if (!this.deliver(next, next.sentBefore)) return;
       if (next.qos > 0) this.credit--;
       session.take();
       if (next.qos === 0) owner.delivered(next);
@@ -168,7 +168,7 @@ class LocalHandle implements MemoryHandle {
     if (isUnsafe(entry) || this.isExpired(entry) || session.isFull(entry.message.bytes)) return false;
     if (entry.qos > 0 && this.credit <= 0) return false;
     this.number(entry);
-    if (!this.deliver(entry, false)) return false;
+    if (!this.deliver(entry, entry.sentBefore)) return false;
     if (entry.qos > 0) this.credit--;
     session.sent(entry);
     if (entry.qos === 0) this.owner.delivered(entry);

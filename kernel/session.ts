@@ -1,4 +1,5 @@
 /** What outlives a connection: subscriptions, the queue, deliveries in flight, and the packet ids of both directions. */
+import type { LogPosition } from "./cluster-engine.ts";
 import type { Message, SubscriptionOptions } from "./plugin.ts";
 import type { Delivery, PublishOptions, QueueLimits, SessionExpiry, StoredMessage } from "./store.ts";
 
@@ -17,6 +18,8 @@ export interface KeptMessage extends StoredMessage {
   holders: number;
   /** Records in the journal that refer to it. */
   records: number;
+  /** Where it is in a cluster's log. */
+  readonly position?: LogPosition | undefined;
 }
 
 /** A delivery with what the store knows of it. */
@@ -33,6 +36,8 @@ export interface Entry extends Delivery {
   recorded: boolean;
   /** QoS 2: its packet id is durable, so that it may be sent. */
   isSafe: boolean;
+  /** Another node has sent it under its packet id. */
+  readonly sentBefore: boolean;
 }
 
 /** What a session lets go of goes here. */
@@ -101,6 +106,13 @@ export class Session {
 
   isCrowded(): boolean {
     return this.over(highWater);
+  }
+
+  /** Messages that it takes before it is crowded. */
+  get spare(): number {
+    return this.isCrowded()
+      ? 0
+      : Math.floor(this.owner.queue.maxMessages * highWater) + 1 - this.queued - this.inflight.size;
   }
 
   /** Would one more QoS 0 message be dropped before long? */
@@ -182,6 +194,15 @@ export class Session {
     while (used.has(this.lastPacketId));
     entry.packetId = this.lastPacketId;
     used.add(entry.packetId);
+  }
+
+  /** The id is given to no delivery until `unreserve`. */
+  reserve(packetId: number): void {
+    (this.packetIds ??= new Set()).add(packetId);
+  }
+
+  unreserve(packetId: number): void {
+    this.packetIds?.delete(packetId);
   }
 
   /** False: it is not, or no longer, in flight. */

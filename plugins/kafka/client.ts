@@ -12,15 +12,15 @@ import {
   type Message,
   type SASLOptions,
 } from "kafkajs";
-import { loadCodec, type Compression } from "./compression.ts";
-import { brokersOf, type Config, type SaslOptions } from "./config.ts";
+import { compressionProblem, loadCodec, type Compression } from "./compression.ts";
+import { brokersOf, type Access, type SaslOptions } from "./config.ts";
 import { checkEncoder } from "./encoder-check.ts";
 import { installEncoder, type Internals } from "./fast-produce.ts";
 import { createTokenSource } from "./oauth.ts";
 import type { Partition } from "./partitioner.ts";
 
 /** @param debug takes kafkajs' own log */
-export function createClient(config: Config, name: string, debug: (fields: object, message: string) => void): Kafka {
+export function createClient(config: Access, name: string, debug: (fields: object, message: string) => void): Kafka {
   stopIdleTimer();
   acceptLeaderless();
   return new Kafka({
@@ -64,6 +64,13 @@ export function compressionType(compression: Compression): CompressionTypes {
   const codec = loadCodec(compression);
   if (codec) Object.assign(kafkajs.CompressionCodecs, { [type]: () => codec });
   return type;
+}
+
+/** For what others have written: each codec that is there. kafkajs says by name which one a record wants that is not. */
+export function acceptCodecs(): void {
+  for (const each of ["snappy", "lz4", "zstd"] as const) {
+    if (compressionProblem(each) === undefined) compressionType(each);
+  }
 }
 
 /** The version whose insides fast-produce.ts and parcel.ts know. */
