@@ -25,6 +25,9 @@ export interface StreamOptions {
 /** How long a message's id is remembered, in the streams of messages and of everything else. */
 export const dedupeMs = { log: 20_000, records: 60_000 };
 
+/** Of a stream's metadata. */
+const shardsKey = `sluice_shards`;
+
 /** What no other try can mend: what stands in NATS is not what the config says. */
 export class StreamMismatch extends Error {}
 
@@ -73,8 +76,8 @@ async function check(
   wanted: Wanted,
   { namespace }: StreamOptions,
 ): Promise<void> {
-  const has = found.metadata?.["sluice_shards"];
-  const wants = wanted.metadata?.["sluice_shards"];
+  const has = found.metadata?.[shardsKey];
+  const wants = wanted.metadata?.[shardsKey];
   if (has !== wants) {
     throw new StreamMismatch(
       has === undefined
@@ -97,7 +100,7 @@ function wantedStreams(layout: Layout, { namespace, replicas, retentionMs, maxBy
     num_replicas: replicas,
     allow_direct: true,
     allow_msg_ttl: true,
-    metadata: { sluice_shards: String(layout.shards) },
+    metadata: { [shardsKey]: String(layout.shards) },
   };
   const latest = { ...common, max_msgs_per_subject: 1, duplicate_window: dedupeMs.records * nanosInMs };
   const streams: Wanted[] = [];

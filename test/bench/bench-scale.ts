@@ -85,15 +85,15 @@ const points: readonly Point[] = [
 ];
 
 const chosen = points.filter(({ curve }) => wanted === undefined || wanted.includes(curve));
-const rows = chosen.map(({ curve, at, setup = "broker", figure, unit, isFresh = false, measure }): Row => ({
-  name: `${curve}: ${at}`,
-  title: at,
-  setup,
-  figure,
-  unit,
+const rows = chosen.map((point): Row => ({
+  name: `${point.curve}: ${point.at}`,
+  title: point.at,
+  setup: point.setup ?? "broker",
+  figure: point.figure,
+  unit: point.unit,
   goal: {},
-  isFresh,
-  measure,
+  isFresh: point.isFresh ?? false,
+  measure: (bench) => point.measure(bench),
 }));
 const results = await runRows({
   rows,
