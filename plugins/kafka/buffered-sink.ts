@@ -87,7 +87,7 @@ export async function createBufferedSink(config: Config, host: Host, refuse: (re
         );
       }
       queue.enter(bytes);
-      return buffer.append(encodeRecord({ content, receivedAt: now }), now + config.deliveryTimeoutMs).then(
+      return buffer.append(encodeRecord({ content, receivedAt: now }), now + config.deliveryTimeoutMs, client).then(
         () => queue.leave(bytes),
         (error: unknown) => {
           queue.leave(bytes);

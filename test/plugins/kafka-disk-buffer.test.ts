@@ -235,6 +235,30 @@ test("a full buffer blocks until there is room, or the record's time is up", asy
   await buffer.close();
 });
 
+test("where a record is not kept, those of its sender that wait behind it are not either, and others are", async (t) => {
+  const { buffer, metricValue } = await open(t, temporaryFolder(t), { maxBytes: 100_000 });
+  const [one, other] = [{}, {}];
+  const put = (text: string, bytes: number, keeper?: object) =>
+    buffer.append(Buffer.from(text.padEnd(bytes)), late, keeper);
+  await put("first", 60_000);
+  const settled = await Promise.allSettled([
+    // There is no room for it, and there would be for what follows.
+    put("too much", 60_000, one),
+    put("behind it", 100, one),
+    put("of another", 100, other),
+    put("behind that", 100, one),
+    put("of nobody", 100),
+  ]);
+  assert.deepEqual(
+    settled.map(({ status }) => status),
+    ["rejected", "rejected", "fulfilled", "rejected", "fulfilled"],
+  );
+  assert.equal(await metricValue("sluice_kafka_buffer_records_unwritten_total", { reason: "full" }), 3);
+  await put("once more", 100, one);
+  assert.deepEqual(textsOf(await readAll(buffer)), ["first", "of another", "of nobody", "once more"]);
+  await buffer.close();
+});
+
 test("a folder has one user", async (t) => {
   const folder = temporaryFolder(t);
   const { buffer } = await open(t, folder);
