@@ -50,6 +50,11 @@ export function compileTemplate<S extends object = TemplateScope>(
   return (scope) => String(engine.renderSync(parsed, scope, options));
 }
 
+/** The clock on the wall bounds a rendering: it may have been the template, or another process's turn. */
+export function ranOutOfTime(error: unknown): boolean {
+  return error instanceof Error && error.message.includes("template render limit exceeded");
+}
+
 export function isTemplate(text: string): boolean {
   return text.includes("{{") || text.includes("{%");
 }
