@@ -5,7 +5,14 @@ import { messageOf } from "./errors.ts";
 import type { Logger } from "./plugin.ts";
 import type { Address } from "./spec.ts";
 
-export interface AddressDesk<W> {
+/** A worker, as sockets are handed to it. */
+export interface Receiver {
+  /** It does not take what it is handed: others are to get it. */
+  readonly isStuck: boolean;
+  hand(claim: number, socket: Socket): void;
+}
+
+export interface AddressDesk<W extends Receiver> {
   /** Numbers are the worker's own. @throws SluiceError LISTEN_FAILED */
   claim(worker: W, id: number, address: Address, by: string): Promise<Address>;
   /** From now on this claim gets the worker's share. */
@@ -15,8 +22,6 @@ export interface AddressDesk<W> {
   dropped(worker: W): void;
   /** Gives up what no worker has claimed. */
   tidy(): void;
-  /** To one of those that have this address, as if it had just been accepted. */
-  again(socket: Socket, key: string): void;
   close(): void;
 }
 
@@ -33,12 +38,7 @@ interface Desk<W> {
 /** Sockets that may wait for a worker. */
 const maxWaiting = 1000;
 
-/** @param hand gives a socket to a worker's claim */
-export function createAddressDesk<W>(
-  addresses: Addresses,
-  log: Logger,
-  hand: (worker: W, claim: number, socket: Socket, key: string) => void,
-): AddressDesk<W> {
+export function createAddressDesk<W extends Receiver>(addresses: Addresses, log: Logger): AddressDesk<W> {
   const desks = new Map<string, Promise<Desk<W>>>();
   const bound = new Map<string, Desk<W>>();
   const keys = new Map<W, Map<number, string>>();
@@ -48,12 +48,13 @@ export function createAddressDesk<W>(
     return { claim, members: new Map(), waiting: new Set(), isOpen: false, turn: 0 };
   }
 
-  function give(desk: Desk<W>, key: string, socket: Socket): void {
-    const ready = [...desk.members].filter(([, { owner }]) => owner !== undefined);
-    const next = ready[desk.turn++ % Math.max(1, ready.length)];
-    const owner = next?.[1].owner;
-    if (next && owner !== undefined) {
-      hand(next[0], owner, socket, key);
+  function give(desk: Desk<W>, socket: Socket): void {
+    const open = [...desk.members].filter(([, { owner }]) => owner !== undefined);
+    const well = open.filter(([worker]) => !worker.isStuck);
+    const ready = well.length > 0 ? well : open;
+    const [worker, member] = ready[desk.turn++ % Math.max(1, ready.length)] ?? [];
+    if (worker && member?.owner !== undefined) {
+      worker.hand(member.owner, socket);
       return;
     }
     if (desk.waiting.size >= maxWaiting) {
@@ -114,14 +115,14 @@ export function createAddressDesk<W>(
       if (!desk.isOpen) {
         desk.isOpen = true;
         const acceptor: Acceptor = {
-          onSocket: (socket) => give(desk, key, socket),
+          onSocket: (socket) => give(desk, socket),
           onError: (error) => log.error({ error: messageOf(error) }, "Accepting connections failed"),
         };
         desk.claim.open(acceptor);
       }
       for (const socket of desk.waiting) {
         desk.waiting.delete(socket);
-        give(desk, key, socket);
+        give(desk, socket);
       }
     },
     release: leave,
@@ -131,11 +132,6 @@ export function createAddressDesk<W>(
     },
     tidy() {
       for (const [key, desk] of bound) if (desk.members.size === 0) drop(key, desk);
-    },
-    again(socket, key) {
-      const desk = bound.get(key);
-      if (desk) give(desk, key, socket);
-      else socket.destroy();
     },
     close() {
       for (const [key, desk] of bound) drop(key, desk);

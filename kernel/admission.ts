@@ -16,7 +16,7 @@ import type { Client, Reason } from "./plugin.ts";
 import { reasonCodeFor } from "./reasons.ts";
 import { neverExpires } from "./session.ts";
 import { type ProxySpec, type RateLimit, retainAvailable } from "./spec.ts";
-import type { ProxyStore, SessionHandle } from "./store.ts";
+import type { ProxyStore, SessionHandle, WillOfClient } from "./store.ts";
 
 export interface Admission {
   /** Nothing more is read from the connection until it is admitted; else it is refused and closed. */
@@ -147,6 +147,7 @@ export function createAdmission(initial: RateLimit | undefined, deps: AdmissionD
         expirySec,
         info: { username: client.username, address: client.address },
         onLost: (why) => connection.close(why),
+        will: connect.will && { will: connect.will, client: idOf(client) },
       });
     } catch (error) {
       const known = { clientId: client.id, protocolVersion: connect.protocolVersion };
@@ -270,6 +271,11 @@ export function createAdmission(initial: RateLimit | undefined, deps: AdmissionD
       received: () => connection.pause(pause.auth),
     });
   }
+}
+
+/** What of a client another node is told. */
+function idOf({ id, username, address, protocolVersion }: Client): WillOfClient["client"] {
+  return { id, username, address, protocolVersion };
 }
 
 /** Seconds that the session outlives the connection: as asked for, within the proxy's bound. */

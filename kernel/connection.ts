@@ -1,11 +1,12 @@
 /** One client's connection: CONNECT deadline, keep alive, ordered acks, back-pressure, closed once. */
 import type { Duplex } from "node:stream";
 import { createDecoder, type Decoder, type InPacket, type Refusal } from "./codec.ts";
-import { encodeDisconnect, type ShortAck, shortAckBytes, writeShortAck } from "./encoder.ts";
+import { encodeDisconnect, type PublishTemplate, type ShortAck, shortAckBytes, writeShortAck } from "./encoder.ts";
 import type { Remote } from "./listener.ts";
 import type { ProtocolVersion } from "./packet.ts";
 import type { Reason } from "./plugin.ts";
 import { reasonCodeFor } from "./reasons.ts";
+import type { Turns } from "./turns.ts";
 
 /** Why a connection ended. `disconnect` is the only graceful one: the will is discarded [MQTT-3.14.4-3]. */
 export type CloseReason =
@@ -19,6 +20,7 @@ export type CloseReason =
   | "refused"
   | "takenOver"
   | "removed"
+  | "storeLost"
   | "pipeline"
   | "fault"
   | "shutdown";
@@ -40,6 +42,7 @@ const farewells: Partial<Record<CloseReason, Farewell>> = {
   protocolError: { reason: "protocolError" },
   takenOver: { reason: "sessionTakenOver" },
   removed: { reason: "administrativeAction" },
+  storeLost: { reason: "useAnotherServer" },
   pipeline: { reason: "unspecifiedError" },
   fault: { reason: "implementationSpecificError" },
   shutdown: { reason: "serverShuttingDown" },
@@ -49,6 +52,7 @@ const farewells: Partial<Record<CloseReason, Farewell>> = {
 export interface ConnectionOwner {
   /** Those of now: a config change reaches connections that are open. */
   readonly limits: ConnectionLimits;
+  readonly turns: Turns;
   /** In order; never again once the connection is closed. */
   onPacket(connection: Connection, packet: InPacket): void;
   /** Bytes that are no MQTT; the owner closes, with a CONNACK where the refusal has one. */
@@ -82,7 +86,7 @@ export interface Work {
 }
 
 /** Why nothing is read from the socket; bits of one number. */
-export const pause = { auth: 1, work: 2, limit: 4, output: 8, shutdown: 16 } as const;
+export const pause = { auth: 1, work: 2, limit: 4, output: 8, shutdown: 16, turn: 32 } as const;
 
 /** Pauses of our own making: the client can't be blamed for what we don't read, so its keep alive stands still. */
 const ours = pause.auth | pause.work | pause.limit | pause.shutdown;
@@ -112,6 +116,7 @@ export class Connection {
   private readonly decoder: Decoder;
   private paused = 0;
   private decoding = false;
+  /** What leaves next. A negative number is of the buffer behind it: where its packet id goes, and which. */
   private out: (Buffer | ShortAck)[] = [];
   private outBytes = 0;
   private flushing = false;
@@ -142,9 +147,10 @@ export class Connection {
     this.timer = setTimeout(() => this.close("connectTimeout"), limits.connectTimeoutMs);
     socket.on("data", (chunk: Buffer) => this.received(chunk));
     socket.on("drain", () => this.drained());
-    socket.on("error", () => this.close("connectionLost"));
-    socket.on("end", () => this.close("connectionLost"));
-    socket.on("close", () => this.close("connectionLost"));
+    const lost = (): void => this.close("connectionLost");
+    socket.on("error", lost);
+    socket.on("end", lost);
+    socket.on("close", lost);
   }
 
   get address(): string {
@@ -169,6 +175,18 @@ export class Connection {
       return;
     }
     this.out.push(frame);
+    this.queued(length);
+  }
+
+  /** A PUBLISH whose bytes all subscribers share: its packet id is set where it is copied for the socket. */
+  sendTemplate({ bytes, idAt }: PublishTemplate, packetId: number): void {
+    if (this.closed) return;
+    if (idAt >= 0) this.out.push(-(idAt * 0x1_0000 + packetId));
+    this.out.push(bytes);
+    this.queued(bytes.length);
+  }
+
+  private queued(length: number): void {
     this.outBytes += length;
     if (this.outBytes > maxBatchBytes) this.flush();
     if (this.flushing) return;
@@ -306,6 +324,12 @@ export class Connection {
     this.flushing = true;
     this.decode(chunk);
     if (isFirst) this.flushed();
+    if (!this.closed && this.owner.turns.spend(this, chunk.length)) this.pause(pause.turn);
+  }
+
+  /** Others have had theirs. */
+  takeTurn(): void {
+    this.resume(pause.turn);
   }
 
   private decode(chunk: Buffer | undefined): void {
@@ -357,12 +381,18 @@ function flushLater(connection: Connection): void {
 function joined(frames: readonly (Buffer | ShortAck)[], length: number): Buffer {
   const bytes = Buffer.allocUnsafe(length);
   let at = 0;
+  let patch = 0;
   for (const frame of frames) {
-    if (typeof frame === "number") {
+    if (typeof frame === "object") {
+      frame.copy(bytes, at);
+      if (patch > 0) bytes.writeUInt16BE(patch % 0x1_0000, at + Math.floor(patch / 0x1_0000));
+      patch = 0;
+      at += frame.length;
+    } else if (frame < 0) {
+      patch = -frame;
+    } else {
       writeShortAck(frame, bytes, at);
       at += shortAckBytes;
-    } else {
-      at += frame.copy(bytes, at);
     }
   }
   return bytes;

@@ -33,8 +33,8 @@ export type ToWorker =
   | { readonly type: "commit" | "rollback"; readonly id: number }
   | { readonly type: "claimed"; readonly id: number; readonly address: Address }
   | { readonly type: "refused"; readonly id: number; readonly code: Code; readonly message: string }
-  /** Comes with a socket. */
-  | { readonly type: "socket"; readonly claim: number }
+  /** Comes with a socket; it is to be answered. */
+  | { readonly type: "socket"; readonly id: number; readonly claim: number }
   | { readonly type: "measure"; readonly id: number }
   | { readonly type: "logLevel"; readonly level: string }
   | { readonly type: "stop" };
@@ -63,6 +63,8 @@ export type FromWorker =
   | { readonly type: "committed"; readonly id: number }
   | { readonly type: "claim"; readonly id: number; readonly address: Address; readonly by: string }
   | { readonly type: "open" | "release"; readonly id: number }
+  /** The socket of this number. */
+  | { readonly type: "got"; readonly id: number }
   | { readonly type: "measured"; readonly id: number; readonly metrics: readonly MetricSnapshot[] }
   | { readonly type: "report"; readonly report: WorkerReport }
   | { readonly type: "drain" };

@@ -68,9 +68,7 @@ export function createCrew(deps: CrewDeps): Crew {
   const sleeping = new Set<() => void>();
   const watching = setInterval(watch, watchMs).unref();
 
-  const desk = createAddressDesk<Mate>(deps.addresses, log, (mate, id, socket, key) => {
-    mate.hand(id, socket, () => desk.again(socket, key));
-  });
+  const desk = createAddressDesk<Mate>(deps.addresses, log);
 
   /** Those that have the config that runs. */
   function mates(): Mate[] {

@@ -63,7 +63,7 @@ export interface PacketOut {
   readonly id: number;
   readonly result?: string | undefined;
   /** In place of a result: it threw or rejected. */
-  readonly error?: { readonly message: string; readonly code: string | undefined };
+  readonly error?: ThreadError;
   readonly verdict?: readonly ["drop"] | readonly ["reject" | "disconnect", ...Parameters<FilterContext["reject"]>];
   /** Fields that were replaced. */
   readonly packet?: Record<string, unknown> | undefined;
@@ -89,6 +89,8 @@ export interface Inward {
 export interface ThreadError {
   readonly message: string;
   readonly code: string | undefined;
+  /** As a {@link Fault} says it. */
+  readonly poison?: boolean | undefined;
 }
 
 export interface LogLine {

@@ -21,8 +21,13 @@ import { kernelKinds } from "./kernel-kinds.ts";
 import { createFrontProxy } from "./front-proxy.ts";
 import { createMetrics, type MetricSnapshot } from "./metrics.ts";
 import { isSuccessor, makePlan } from "./plan.ts";
-import type { ConfigControl, Host, ObjectHealth, Plan } from "./plugin.ts";
+import type { ClusterEngine, ClusterService } from "./cluster-engine.ts";
+import { createClusterStore } from "./cluster-store.ts";
+import { answerMembers, queryMembers, reportOf } from "./members.ts";
+import type { ConfigControl, Host, MemberReport, ObjectHealth, Plan, Service } from "./plugin.ts";
+import { createProcessMetrics } from "./process-metrics.ts";
 import { createProxy } from "./proxy.ts";
+import { createSharedConfig, type LocalConfig, takeChanges } from "./shared-config.ts";
 import type { Registry } from "./registry.ts";
 import type { Spec } from "./spec.ts";
 import type { WorkerReport } from "./crew-wire.ts";
@@ -80,7 +85,7 @@ export interface Gateway {
   /** A line for `health`, as long as something is wrong with the config; undefined = nothing is. */
   setConfigProblem(problem: string | undefined): void;
   /** What `host.config` changes the config with: whoever reads its files. Until then every change is refused. */
-  setConfigControl(control: ConfigControl): void;
+  setConfigControl(control: LocalConfig): void;
   /** Resolves when {@link Host.drain} is called: who runs the gateway stops it then. */
   readonly drainAsked: Promise<void>;
   /** Stops accepting, lets what is under way finish within the drain time-out, closes everything once. */
@@ -101,6 +106,7 @@ export function createGateway(o: {
 }): Gateway {
   const { log, version, startDeadlineMs = 10_000, worker } = o;
   const metrics = createMetrics(() => crew?.measure() ?? Promise.resolve([]));
+  const processMetrics = createProcessMetrics(metrics, worker === undefined ? "main" : String(worker.index));
   const node = worker?.store.node ?? { id: hostname(), incarnation: randomUUID() };
   let store: Store | undefined = worker?.store;
   let crew: Crew | undefined;
@@ -117,6 +123,8 @@ export function createGateway(o: {
   let configVersion = 0;
   let configProblem: string | undefined;
   let control: ConfigControl = { apply: refuseChange, history: () => [], rollback: refuseChange };
+  let local: LocalConfig | undefined;
+  let cluster: ClusterEngine | undefined;
   let isReady = false;
   let stopped: Promise<void> | undefined;
   let last: Promise<unknown> = Promise.resolve();
@@ -142,6 +150,12 @@ export function createGateway(o: {
     },
     kinds: () => [...kernelKinds, ...(registry?.kinds() ?? [])],
     health: () => health(),
+    cluster: {
+      get isJoined() {
+        return cluster !== undefined;
+      },
+      members: () => queryMembers(cluster, node, report),
+    },
     about: () => ({ name: "sluice", version, node: process.version, startedAt }),
     logLevel: {
       get: () => log.level,
@@ -178,6 +192,13 @@ export function createGateway(o: {
     },
   };
   const { host } = createHost(source, "gateway", {});
+  metrics.gauge("sluice_pipeline_packets_active", "Packets that are in a pipeline.", ["pipeline"], (gauge) => {
+    for (const [pipeline, { active }] of running.pipelines) gauge.set({ pipeline }, active);
+  });
+
+  function report(): MemberReport {
+    return reportOf(host, local?.digest() ?? "");
+  }
 
   function health(): ObjectHealth[] {
     const { live, durable, reasons } = store?.health() ?? { live: false, durable: false, reasons: ["not started"] };
@@ -211,14 +232,15 @@ export function createGateway(o: {
     if (worker) return;
     const wanted = storeServiceOf(spec);
     storeService = wanted && (await startService(wanted, undefined, workshop));
-    store = createMemoryStore({
-      node,
-      journal: storeService?.service.journal,
-      log,
-      metrics,
-      now: () => systemClock.now(),
-    });
+    cluster = storeService && engineOf(storeService.service);
+    const common = { log, metrics, now: () => systemClock.now() };
+    store = cluster
+      ? createClusterStore({ engine: cluster, ...common })
+      : createMemoryStore({ node, journal: storeService?.service.journal, ...common });
     await store.start();
+    if (!cluster) return;
+    answerMembers(cluster, report);
+    takeChanges(cluster, () => local);
   }
 
   /** After everything else. */
@@ -402,7 +424,8 @@ export function createGateway(o: {
       configProblem = problem;
     },
     setConfigControl(next) {
-      control = next;
+      local = next;
+      control = createSharedConfig(next, () => cluster);
     },
     stop() {
       isReady = false;
@@ -423,9 +446,15 @@ export function createGateway(o: {
           source,
           drain.timeoutMs + (crew ? workersMs : 0),
         );
+        processMetrics.close();
       })());
     },
   };
+}
+
+/** Of a service that joins nodes to a cluster. */
+function engineOf(service: Service | Partial<ClusterService>): ClusterEngine | undefined {
+  return "cluster" in service ? service.cluster : undefined;
 }
 
 /** What workers may take beyond the drain time to close all that they have. */

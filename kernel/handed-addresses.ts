@@ -36,6 +36,7 @@ export function createHandedAddresses(send: (message: FromWorker) => void): Hand
     },
     receive(message, socket) {
       if (message.type === "socket") {
+        send({ type: "got", id: message.id });
         const acceptor = acceptors.get(message.claim);
         if (!socket) return;
         // Of a socket that nobody has yet, an error is only its end.

@@ -80,6 +80,9 @@ export function createThreadHost(o: {
     },
     kinds: () => refuse("kinds"),
     health: () => refuse("health"),
+    get cluster() {
+      return refuse("cluster");
+    },
     get logLevel() {
       return refuse("logLevel");
     },

@@ -50,8 +50,12 @@ function declarationOf({ kind, packets, results, discards, concurrent }: FilterK
 }
 
 function toThreadError(error: unknown): ThreadError {
-  const code = (error as { code?: unknown } | undefined)?.code;
-  return { message: messageOf(error) ?? "undefined was thrown", code: typeof code === "string" ? code : undefined };
+  const { code, poison } = (error ?? {}) as { code?: unknown; poison?: unknown };
+  return {
+    message: messageOf(error) ?? "undefined was thrown",
+    code: typeof code === "string" ? code : undefined,
+    poison: typeof poison === "boolean" ? poison : undefined,
+  };
 }
 
 async function serve(kind: FilterKind, o: NonNullable<ThreadData["run"]>): Promise<void> {

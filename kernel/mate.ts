@@ -17,6 +17,9 @@ export interface MateOptions {
   onEnd(): void;
 }
 
+/** Sockets on their way to a worker, from which on the others get those that come. */
+const maxHanding = 64;
+
 /** Its number for the worker's stream to the store. */
 export const storeFd = 4;
 
@@ -41,8 +44,10 @@ export interface Mate {
   send(message: ToWorker): void;
   /** Resolves with the answer to `id`; rejects with a {@link MateError}. */
   ask(message: Extract<ToWorker, { id: number }>, withinMs: number): Promise<FromWorker>;
-  /** @param failed called where it did not get the socket */
-  hand(claim: number, socket: Socket, failed: () => void): void;
+  /** Gives it a socket; where it ends before it has it, the socket is closed. */
+  hand(claim: number, socket: Socket): void;
+  /** It does not take what it is handed. */
+  readonly isStuck: boolean;
   /** At once. */
   end(): void;
 }
@@ -64,11 +69,15 @@ export function startMate(o: MateOptions): Mate {
   const stream = child.stdio[storeFd] as unknown as Duplex;
   const over = Promise.withResolvers<void>();
   const asked = new Map<number, PromiseWithResolvers<FromWorker>>();
-  /** Handed over, and not known to have left. */
-  const handing = new Map<Socket, () => void>();
+  /**
+   * Handed over, and not known to have come. Ours is open until then: Node forgets to close one that was on its way to a
+   * process that has died, and its client would wait.
+   */
+  const handing = new Map<number, Socket>();
   /** Until it listens. */
   let unsent: ToWorker[] | undefined = [];
   let lastId = 0;
+  let lastSocket = 0;
   let hasEnded = false;
 
   function send(message: ToWorker): void {
@@ -76,13 +85,9 @@ export function startMate(o: MateOptions): Mate {
     else post(message);
   }
 
-  function post(message: ToWorker, socket?: Socket, sent?: (error: Error | null) => void): void {
-    if (hasEnded || !child.connected) {
-      sent?.(new Error("it has ended"));
-      return;
-    }
+  function post(message: ToWorker, socket?: Socket): void {
     // Without a callback an error would be thrown: it can only be that the worker is ending, which is noticed anyway.
-    child.send(message, socket, sent ?? ignore);
+    if (!hasEnded && child.connected) child.send(message, socket, { keepOpen: true }, ignore);
   }
 
   function end(): void {
@@ -95,7 +100,7 @@ export function startMate(o: MateOptions): Mate {
     asked.clear();
     stream.destroy();
     o.onEnd();
-    for (const [socket, failed] of handing) if (!socket.destroyed) failed();
+    for (const socket of handing.values()) socket.destroy();
     handing.clear();
     over.resolve();
   }
@@ -107,6 +112,11 @@ export function startMate(o: MateOptions): Mate {
       unsent = undefined;
       post({ type: "start", ...o.start, index });
       for (const each of waiting) post(each);
+      return;
+    }
+    if (message.type === "got") {
+      handing.get(message.id)?.destroy();
+      handing.delete(message.id);
       return;
     }
     if (message.type === "failed") {
@@ -164,12 +174,13 @@ export function startMate(o: MateOptions): Mate {
         timer.clear();
       }
     },
-    hand(claim, socket, failed) {
-      handing.set(socket, failed);
-      post({ type: "socket", claim }, socket, (error) => {
-        if (!handing.delete(socket) || !error) return;
-        if (!socket.destroyed) failed();
-      });
+    hand(claim, socket) {
+      const id = ++lastSocket;
+      handing.set(id, socket);
+      post({ type: "socket", id, claim }, socket);
+    },
+    get isStuck() {
+      return handing.size > maxHanding;
     },
     end: () => void child.kill("SIGKILL"),
   };

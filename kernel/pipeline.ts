@@ -39,6 +39,8 @@ export interface Job {
   readonly lane: Lane;
   /** Instead of the one that the proxy's rules name. */
   readonly pipeline?: string | undefined;
+  /** What filters find in `ctx.data` besides PIPELINE. */
+  readonly data?: readonly (readonly [key: string, value: unknown])[] | undefined;
   /** Of a Connect whose client named an authentication method. */
   readonly auth?: Authentication | undefined;
   /**
@@ -145,7 +147,7 @@ class PacketRun {
   }
 
   get data(): Map<string, unknown> {
-    return (this.map ??= new Map([["PIPELINE", this.flow.data]]));
+    return (this.map ??= new Map<string, unknown>([["PIPELINE", this.flow.data], ...(this.job.data ?? [])]));
   }
 
   get signal(): AbortSignal {

@@ -13,19 +13,33 @@ import type { ConnackCode } from "./frame.ts";
 import { createInboundWork } from "./inbound-work.ts";
 import type { ListenerOwner } from "./listener.ts";
 import { createListeners } from "./listeners.ts";
-import type { Outcome } from "./outcome.ts";
+import { nameOf, type Outcome } from "./outcome.ts";
 import { Peer } from "./peer.ts";
-import { createPipeline, type Done, type Job, type Pipeline } from "./pipeline.ts";
-import type { Clock, Logger, Message, Metrics, ProxyHandle, PublishOutcome, PublishRequest, Reason } from "./plugin.ts";
+import { createLane, createPipeline, type Done, type Job, type Pipeline } from "./pipeline.ts";
+import type {
+  Client,
+  Clock,
+  Logger,
+  Message,
+  Metrics,
+  ProxyHandle,
+  PublishOutcome,
+  PublishPacket,
+  PublishRequest,
+  Reason,
+} from "./plugin.ts";
+import { createPoison } from "./poison.ts";
 import { createOutsidePublish } from "./outside-publish.ts";
 import { createPresenceTeller, type Presence } from "./presence.ts";
 import { createProxyMetrics, type ProxyTotals } from "./proxy-metrics.ts";
 import { firstError } from "./reasons.ts";
 import type { Siblings } from "./siblings.ts";
 import type { DrainSpec, ProxySpec } from "./spec.ts";
-import type { Store, StoreCounts } from "./store.ts";
+import type { Store, StoreCounts, WillOfClient } from "./store.ts";
 import { createSysTopics } from "./sys-topics.ts";
 import { createThrottle } from "./throttle.ts";
+import { topicNameProblem } from "./topics.ts";
+import { createTurns } from "./turns.ts";
 import { createWills } from "./will.ts";
 
 export interface Proxy extends ProxyHandle {
@@ -116,6 +130,8 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
     topicCacheSize: spec.topicCacheSize,
     onDropped: (reason, count) => meters.dropped(reason, count),
     now,
+    onOrphanedWill: publishOrphaned,
+    onElsewhere: (clientId, resumed) => wills.back(clientId, resumed),
   });
   // For packet types without a rule: brokerMode's fan-out keeps the connection's order there too.
   const bare = createPipeline(
@@ -145,6 +161,12 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
     publish: (message) => void publishOwn(message),
   });
   const inboundWork = createInboundWork<Outcome>();
+  const poison = createPoison({
+    get spec() {
+      return spec;
+    },
+    forgotten: () => meters.suspectForgotten(),
+  });
   siblings?.listen({
     underWay: (clientId) => inboundWork.ids(clientId),
     join: (clientId, packetId, settled) => inboundWork.join(clientId, packetId, settled),
@@ -157,6 +179,7 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
   });
 
   const owner: ConnectionOwner = {
+    turns: createTurns(),
     get limits() {
       return spec;
     },
@@ -244,9 +267,29 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
     meters,
     wills,
     inboundWork,
+    poison,
     now,
     run,
     outlive,
+    buried(clientId, letter, failed) {
+      const { error, errorTopic: topic } = letter;
+      if (failed) {
+        meters.deadLetterFailed();
+        throttle("unburied", (suppressed) =>
+          log.error(
+            { clientId, topic, error, outcome: nameOf(failed), suppressed },
+            "A packet faults again and again, and did not pass the dead-letter pipeline either; it is not acknowledged",
+          ),
+        );
+        return;
+      }
+      throttle(`buried ${error}`, (suppressed) =>
+        log.warn(
+          { clientId, topic, error, reason: letter.errorReason, faults: Number(letter.errorFaults), suppressed },
+          "A packet faulted again and again; the dead-letter pipeline has it, and it is acknowledged",
+        ),
+      );
+    },
     storeFailed(clientId, error) {
       throttle("store", (suppressed) =>
         log.error({ clientId, error: messageOf(error), suppressed }, "The session store failed"),
@@ -305,6 +348,40 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
     peer.attach();
     if (spec.presence) presences.set(connection, teller.connected(client, handle.ordinal));
     connection.resume(pause.auth);
+  }
+
+  /** The will of a client whose node has died: through the same pipeline as if it had been connected here. */
+  function publishOrphaned({ will: { delaySec, ...message }, client: known }: WillOfClient): Promise<void> {
+    const client: Client = { ...known, certificate: undefined, data: new Map() };
+    const packet: PublishPacket = { ...message, dup: false, packetId: undefined };
+    const toAll = async (): Promise<void> => {
+      const { topic, payload, qos, retain, properties } = packet;
+      const invalid = topicNameProblem(topic);
+      if (invalid) throw new SluiceError("TOPIC_INVALID", `a filter left a topic that is not valid: ${invalid}`);
+      await store.publish({ topic, payload, qos, retain, properties }, { from: client.id });
+    };
+    const final = spec.brokerMode ? toAll : undefined;
+    const job: Job = { type: "Publish", origin: "will", packet, client, lane: createLane(), final };
+    const { promise, resolve } = Promise.withResolvers<void>();
+    const speak = (): void => {
+      meters.messageIn();
+      outlive((said) => {
+        const settle = (outcome: Outcome): void => {
+          if (outcome.kind !== "passed") meters.dropped(nameOf(outcome));
+          said();
+          resolve();
+        };
+        const outcome = run(job, settle);
+        if (outcome) settle(outcome);
+      });
+    };
+    if (delaySec === 0) {
+      speak();
+      return promise;
+    }
+    // It may still come back.
+    wills.wait(client.id, delaySec, speak);
+    return Promise.resolve();
   }
 
   /** No rule for a packet type = allowed. A rule's pipeline was there when the config was checked. */
@@ -412,6 +489,7 @@ const pauseReasons = new Map<number, string>([
   [pause.work, "work"],
   [pause.limit, "limit"],
   [pause.output, "output"],
+  [pause.turn, "turn"],
 ]);
 
 /** The CONNACK to CONNECTs that can't be read. */

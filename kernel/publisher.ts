@@ -9,6 +9,7 @@ import { isFinal, nameOf, type Outcome, textOf } from "./outcome.ts";
 import type { AckIn, PublishIn } from "./packet.ts";
 import { createLane, type Job, type Lane } from "./pipeline.ts";
 import type { PublishOutcome, PublishPacket } from "./plugin.ts";
+import { type DeadLetter, deadLetterKey } from "./poison.ts";
 import { propertiesProblem } from "./properties.ts";
 import { codes, firstError, reasonCodeFor, reasonCodes } from "./reasons.ts";
 import { retainAvailable } from "./spec.ts";
@@ -23,6 +24,7 @@ interface Under extends Work, Job {
   readonly qos: PublishIn["qos"];
   /** As the client sent them: what a filter leaves instead is judged. */
   readonly topic: string;
+  readonly payload: Buffer;
   readonly properties: PublishPacket["properties"];
   /** Of brokerMode's fan-out; -1 = there was none. */
   matched: number;
@@ -42,6 +44,8 @@ export class Publisher {
   private readonly deps: PeerDeps;
   private readonly isV5: boolean;
   private readonly lane: Lane = createLane();
+  /** Of the dead-letter pipeline. */
+  private deadLane: Lane | undefined;
   private limiter: Limiter | undefined;
   private aliases: TopicAliasesIn | undefined;
   /** MQTT 5: ids of QoS 1 and 2 that have not been acknowledged whole; bounded by the receive maximum. */
@@ -90,7 +94,7 @@ export class Publisher {
       return;
     }
     const outcome = this.deps.run(under, settled);
-    if (outcome) this.ended(under, outcome);
+    if (outcome) this.settle(under, outcome);
   }
 
   /** PUBREL: the id is free again [MQTT-4.3.3-11]. */
@@ -137,6 +141,7 @@ export class Publisher {
       packetId: packetId ?? 0,
       qos,
       topic,
+      payload,
       properties,
       bytes,
       state: "pending",
@@ -243,6 +248,55 @@ export class Publisher {
     if (under) under.matched = matched;
   }
 
+  /** The pipeline has ended: that is that, unless the packet is poison. */
+  settle(under: Under, outcome: Outcome): void {
+    const { poison } = this.deps;
+    if (!poison.deadLetter) {
+      this.ended(under, outcome);
+      return;
+    }
+    const { id } = this.admitted.client;
+    if (outcome.kind === "passed") {
+      poison.passed(id, under.packetId);
+    } else if (under.qos > 0 && this.codeOf(outcome, under) === undefined) {
+      const letter = poison.faulted(id, under, outcome);
+      if (letter) {
+        this.bury(under, outcome, letter, poison.deadLetter.pipeline);
+        return;
+      }
+    }
+    this.ended(under, outcome);
+  }
+
+  /** No retry mends it: the dead-letter pipeline gets it as it came, and it is acknowledged if that has it. */
+  private bury(under: Under, fault: Outcome, letter: DeadLetter, pipeline: string): void {
+    const { client } = this.admitted;
+    const { topic, payload, qos, packetId, properties } = under;
+    const { retain, dup } = under.packet;
+    const userProperties = [...(properties?.userProperties ?? []), ...Object.entries(letter)];
+    this.deadLane ??= createLane();
+    const job: Job = {
+      type: "Publish",
+      origin: "client",
+      packet: { topic, payload, qos, retain, dup, packetId, properties: { ...properties, userProperties } },
+      client,
+      lane: this.deadLane,
+      pipeline,
+      data: [[deadLetterKey, letter]],
+    };
+    const settleBurial = (outcome: Outcome): void => {
+      const isBuried = outcome.kind === "passed";
+      this.deps.buried(client.id, letter, isBuried ? undefined : outcome);
+      if (isBuried) {
+        this.deps.meters.deadLettered(nameOf(fault));
+        this.deps.poison.passed(client.id, packetId);
+      }
+      this.ended(under, isBuried ? outcome : fault);
+    };
+    const outcome = this.deps.run(job, settleBurial);
+    if (outcome) settleBurial(outcome);
+  }
+
   ended(under: Under, outcome: Outcome): void {
     const { packetId, qos, done } = under;
     const { connection, handle } = this.admitted;
@@ -339,7 +393,7 @@ export class Publisher {
 
 /** Of all publishers, so that a PUBLISH costs no function of its own. */
 function settled(outcome: Outcome, under: Under): void {
-  under.publisher.ended(under, outcome);
+  under.publisher.settle(under, outcome);
 }
 
 function fanOut(job: Job): void | Promise<unknown> {

@@ -1,5 +1,5 @@
 /** One connection's hold on a session that another process has. */
-import type { Acquisition, Delivery, SessionHandle } from "./store.ts";
+import type { Acquisition, Delivery, LostReason, SessionHandle } from "./store.ts";
 import type { SubscriptionOptions } from "./plugin.ts";
 import type { Request } from "./remote-store.ts";
 import { ask, window, writeSubscription } from "./store-wire.ts";
@@ -18,7 +18,7 @@ export interface RemoteHandle {
     readonly inbound: readonly number[];
   }): void;
   deliver(delivery: Delivery, again: boolean): void;
-  lost(why: "takenOver" | "removed"): void;
+  lost(why: LostReason): void;
   /** Also where an earlier connection brought it. */
   cameIn(packetId: number): void;
 }

@@ -8,7 +8,7 @@ import type { Message, PublishOutcome, SessionInfo } from "./plugin.ts";
 import { createRemoteHandle, type RemoteHandle } from "./remote-handle.ts";
 import type { ProxyPart, Siblings } from "./siblings.ts";
 import type { ProxyStore, PublishOptions, Receipt, Store, StoreCounts, StoredMessage } from "./store.ts";
-import { ask, readMessage, readSubscription, receiptNames, tell, writeMessage } from "./store-wire.ts";
+import { ask, lostReasons, readMessage, readSubscription, receiptNames, tell, writeMessage } from "./store-wire.ts";
 import type { WireReader } from "./wire.ts";
 
 export interface RemoteStore extends Store {
@@ -132,7 +132,7 @@ export function createRemoteStore(o: { node: Store["node"]; caps: Store["caps"];
         break;
       case tell.lost: {
         const id = frame.number();
-        const why = frame.byte() === 0 ? "takenOver" : "removed";
+        const why = lostReasons[frame.byte()] ?? "removed";
         const handle = handles.get(id);
         handles.delete(id);
         handle?.lost(why);

@@ -39,6 +39,8 @@ export function toProxySpec(entry: Entry, listeners: readonly ListenerSpec[]): P
     clientPublishLimit: options.clientPublishLimit,
     rules: Object.fromEntries(options.rules.map((rule) => [rule.when.packetType, rule.pipeline])),
     presence: options.presence,
+    onPoison: options.onPoison,
+    deadLetter: options.deadLetter,
     brokerMode: options.brokerMode,
     sysInterval: options.sysInterval,
     retryInterval: options.retryInterval,

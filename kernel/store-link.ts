@@ -1,33 +1,23 @@
 /** One worker's stream to the store: its calls are made here, and what comes for its clients goes there. */
 import type { Duplex } from "node:stream";
 import { serialize } from "node:v8";
-import { type Channel, createChannel } from "./channel.ts";
+import { createChannel } from "./channel.ts";
 import { messageOf, SluiceError } from "./errors.ts";
 import type { PublishOutcome } from "./plugin.ts";
-import type { Acquisition, Awaitable, Delivery, ProxyStore, SessionHandle, StoredMessage } from "./store.ts";
+import { createHandOver } from "./hand-over.ts";
+import { noteWill, passOnWork, tellBack } from "./moved-clients.ts";
+import type { Acquisition, Awaitable, LostReason, SessionHandle } from "./store.ts";
+import type { Holder, Link, Shared } from "./store-parties.ts";
 import {
   ask,
+  lostReasons,
   readMessage,
   readSubscription,
   receiptNames,
   tell,
-  window,
-  writeMessage,
   writeSubscription,
 } from "./store-wire.ts";
 import type { WireReader } from "./wire.ts";
-import type { Whereabouts } from "./whereabouts.ts";
-
-/** A proxy as its parts in the workers share it. */
-export interface ServedProxy {
-  readonly name: string;
-  readonly store: ProxyStore;
-  /** Clients that may be connected at a time, of all workers; 0 = any number. */
-  readonly maxConnections: number;
-  /** `connectionLimit`, as one of all workers. */
-  admit(of: "address" | "proxy", address: string, bytes: number): boolean;
-  now(): number;
-}
 
 export interface StoreLink {
   /** Resolves when the worker has nothing of the store any more. */
@@ -39,80 +29,22 @@ export interface StoreLink {
 const giveUpMs = 2000;
 const countsMs = 250;
 
-/** A connection of a worker, for as long as anything there can refer to it. */
-interface Holder {
-  readonly id: number;
-  readonly link: Link;
-  readonly proxy: Shared;
-  readonly clientId: string;
-  /** Undefined until it is acquired. */
-  handle: SessionHandle | undefined;
-  /** Above QoS 0, handed over and not settled. */
-  readonly inflight: Map<number, Delivery>;
-  /** Handed over and not taken by the connection. */
-  untaken: number;
-  untakenBytes: number;
-  isBlocked: boolean;
-  isOver: boolean;
-  /** Called when the worker has given it up. */
-  gaveUp: (() => void) | undefined;
-}
-
-/** A proxy, with what all links know of it. */
-export interface Shared {
-  /** The latest of this name: one that was dropped serves until its last packets are through. */
-  served: ServedProxy;
-  /** Who is connected. */
-  readonly holders: Map<string, Holder>;
-  readonly whereabouts: Whereabouts<Link>;
-  lastOrdinal: number;
-  /** The most that were connected at a time. */
-  peak: number;
-}
-
-export interface Link {
-  readonly channel: Channel;
-  /** The worker's number for the proxy. */
-  numberOf(proxy: Shared): number | undefined;
-  post(kind: number, write: () => void): void;
-}
-
-/** @param what 0: back with another session, 1: back with the same, 2: the session has ended */
-export function tellBack(proxy: Shared, clientId: string, from: Link | undefined, what: 0 | 1 | 2): void {
-  for (const link of proxy.whereabouts.of(clientId)) {
-    if (link === from) continue;
-    proxy.whereabouts.willWaits(link, clientId, false);
-    if (what !== 1) proxy.whereabouts.forgetWorks(link, clientId);
-    link.post(tell.back, () => {
-      link.channel.out.number(link.numberOf(proxy) ?? 0);
-      link.channel.out.text(clientId);
-      link.channel.out.byte(what);
-    });
-  }
-}
-
 export function serveStore(stream: Duplex, sharedOf: (name: string) => Shared): StoreLink {
   const names: string[] = [];
   const holders = new Map<number, Holder>();
-  const blocked = new Set<Holder>();
   const seen = new Set<Shared>();
   const told = new Map<number, string>();
   /** The last message of each client that has to wait. */
   const publishing = new Map<string, Promise<PublishOutcome>>();
   const ended = Promise.withResolvers<void>();
-  /** Those that the frame has already, by their number in it. */
-  let inFrame = new Map<StoredMessage, number>();
+  const handOver = createHandOver(() => channel);
 
   const channel = createChannel(stream, {
     onFrame(frame) {
       while (!frame.done) receive(frame);
     },
-    onFlush() {
-      inFrame = new Map();
-    },
-    onRoom() {
-      for (const holder of blocked) unblock(holder);
-    },
+    onFlush: () => handOver.flushed(),
+    onRoom: () => handOver.resume(),
     onClose: () => void end(),
   });
   const { out } = channel;
@@ -204,7 +136,7 @@ export function serveStore(stream: Duplex, sharedOf: (name: string) => Shared): 
       }
       case ask.attach: {
         const [holder, credit] = [holderAt(frame), frame.number()];
-        holder?.handle?.attach((delivery, again) => deliver(holder, delivery, again), credit);
+        holder?.handle?.attach((delivery, again) => handOver.deliver(holder, delivery, again), credit);
         break;
       }
       case ask.settle: {
@@ -244,10 +176,7 @@ export function serveStore(stream: Duplex, sharedOf: (name: string) => Shared): 
       }
       case ask.taken: {
         const [holder, count, bytes] = [holderAt(frame), frame.number(), frame.number()];
-        if (!holder) break;
-        holder.untaken -= count;
-        holder.untakenBytes -= bytes;
-        unblock(holder);
+        if (holder) handOver.taken(holder, count, bytes);
         break;
       }
       case ask.forget:
@@ -282,12 +211,12 @@ export function serveStore(stream: Duplex, sharedOf: (name: string) => Shared): 
       }
       case ask.will: {
         const [number, clientId, waits] = [frame.number(), frame.text(), frame.byte() === 1];
-        willWaits(proxyAt(number), clientId, waits);
+        noteWill(link, proxyAt(number), clientId, waits);
         break;
       }
       case ask.workEnded: {
         const [number, clientId, packetId, outcome] = [frame.number(), frame.text(), frame.number(), frame.text()];
-        workEnded(proxyAt(number), clientId, packetId, outcome);
+        passOnWork(link, proxyAt(number), clientId, packetId, outcome);
         break;
       }
       case ask.admit: {
@@ -354,10 +283,10 @@ export function serveStore(stream: Duplex, sharedOf: (name: string) => Shared): 
     const published = before ? before.then(go, go) : go();
     if (from === undefined || !(published instanceof Promise)) return published;
     publishing.set(from, published);
-    const over = (): void => {
+    const forget = (): void => {
       if (publishing.get(from) === published) publishing.delete(from);
     };
-    published.then(over, over);
+    published.then(forget, forget);
     return published;
   }
 
@@ -388,7 +317,7 @@ export function serveStore(stream: Duplex, sharedOf: (name: string) => Shared): 
       ({ holder, underWay }) => {
         const { handle, proxy } = holder;
         if (!handle) throw new Error("acquired without a handle");
-        proxy.lastOrdinal = Math.max(proxy.lastOrdinal + 1, proxy.served.now());
+        proxy.lastOrdinal = handle.ordinal ?? Math.max(proxy.lastOrdinal + 1, proxy.served.now());
         out.byte(handle.present ? 1 : 0);
         out.number(proxy.lastOrdinal);
         out.number(handle.subscriptions.size);
@@ -455,13 +384,13 @@ export function serveStore(stream: Duplex, sharedOf: (name: string) => Shared): 
     return promise;
   }
 
-  function lost(holder: Holder, why: "takenOver" | "removed"): void {
+  function lost(holder: Holder, why: LostReason): void {
     over(holder);
     // Its will need not wait any longer; that it does has been told when this is answered.
     if (why === "removed") holder.gaveUp = () => tellBack(holder.proxy, holder.clientId, undefined, 2);
     post(tell.lost, () => {
       out.number(holder.id);
-      out.byte(why === "takenOver" ? 0 : 1);
+      out.byte(lostReasons.indexOf(why));
     });
   }
 
@@ -469,7 +398,7 @@ export function serveStore(stream: Duplex, sharedOf: (name: string) => Shared): 
   function over(holder: Holder): void {
     holder.isOver = true;
     holder.inflight.clear();
-    blocked.delete(holder);
+    handOver.forget(holder);
     const { holders: connected } = holder.proxy;
     if (connected.get(holder.clientId) === holder) connected.delete(holder.clientId);
   }
@@ -479,67 +408,9 @@ export function serveStore(stream: Duplex, sharedOf: (name: string) => Shared): 
     return holder.handle?.close(expirySec);
   }
 
-  function deliver(holder: Holder, delivery: Delivery, again: boolean): boolean {
-    const { message, qos, retain, identifiers, packetId, released } = delivery;
-    const { length } = message.payload;
-    const isOverBytes = holder.untaken > 0 && holder.untakenBytes + length > window.bytes;
-    if (holder.untaken >= window.count || isOverBytes || channel.isFull) {
-      holder.isBlocked = true;
-      blocked.add(holder);
-      return false;
-    }
-    holder.untaken++;
-    holder.untakenBytes += length;
-    if (qos > 0) holder.inflight.set(packetId, delivery);
-    let index = inFrame.get(message);
-    if (index === undefined) {
-      index = inFrame.size;
-      inFrame.set(message, index);
-      out.byte(tell.message);
-      writeMessage(out, message, message.from, message.expiresAt);
-    }
-    out.byte(tell.deliver);
-    out.number(holder.id);
-    out.number(index);
-    out.byte(qos | (retain ? 4 : 0) | (released ? 8 : 0) | (again ? 16 : 0));
-    out.number(packetId);
-    out.number(identifiers.length);
-    for (const identifier of identifiers) out.number(identifier);
-    channel.sent();
-    return true;
-  }
-
-  function unblock(holder: Holder): void {
-    if (!holder.isBlocked || holder.untaken >= window.count || channel.isFull) return;
-    holder.isBlocked = false;
-    blocked.delete(holder);
-    holder.handle?.resume();
-  }
-
   function readUnderWay(frame: WireReader, holder: Holder | undefined): void {
     const ids = Array.from({ length: frame.number() }, () => frame.number());
     if (holder && ids.length > 0) holder.proxy.whereabouts.works(link, holder.clientId, ids);
-  }
-
-  function willWaits(proxy: Shared, clientId: string, waits: boolean): void {
-    proxy.whereabouts.willWaits(link, clientId, waits);
-    const current = proxy.holders.get(clientId);
-    // It has come back before its old connection was noticed to be gone.
-    if (waits && current?.handle && current.link !== link) {
-      tellBack(proxy, clientId, current.link, current.handle.present ? 1 : 0);
-    }
-  }
-
-  function workEnded(proxy: Shared, clientId: string, packetId: number, outcome: string): void {
-    proxy.whereabouts.workEnded(link, clientId, packetId);
-    const current = proxy.holders.get(clientId)?.link;
-    if (!current || current === link) return;
-    current.post(tell.workEnded, () => {
-      current.channel.out.number(current.numberOf(proxy) ?? 0);
-      current.channel.out.text(clientId);
-      current.channel.out.number(packetId);
-      current.channel.out.text(outcome);
-    });
   }
 
   function tellCounts(): void {
@@ -570,7 +441,7 @@ export function serveStore(stream: Duplex, sharedOf: (name: string) => Shared): 
     for (const proxy of seen) {
       for (const { clientId, packetIds } of proxy.whereabouts.gone(link)) {
         for (const packetId of packetIds) {
-          workEnded(proxy, clientId, packetId, JSON.stringify({ kind: "fault", error: "its worker has ended" }));
+          passOnWork(link, proxy, clientId, packetId, JSON.stringify({ kind: "fault", error: "its worker has ended" }));
         }
       }
     }

@@ -1,10 +1,12 @@
 /** The store as other processes of the gateway use it: their calls come in by streams, and are made here. */
 import type { Duplex } from "node:stream";
 import { SluiceError } from "./errors.ts";
-import { type ServedProxy, type Shared, serveStore, type StoreLink, tellBack } from "./store-link.ts";
+import { tellBack } from "./moved-clients.ts";
+import { serveStore, type StoreLink } from "./store-link.ts";
+import type { ServedProxy, Shared } from "./store-parties.ts";
 import { createWhereabouts } from "./whereabouts.ts";
 
-export type { ServedProxy, StoreLink } from "./store-link.ts";
+export type { ServedProxy } from "./store-parties.ts";
 
 export interface StoreServer {
   /** Serves one worker until its stream ends; what it was connected to counts as lost then. */

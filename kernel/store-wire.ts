@@ -54,6 +54,8 @@ export const tell = {
 /** Deliveries that a connection's side is handed before it says that it took them: their number and bytes. */
 export const window = { count: 128, bytes: 1024 * 1024 } as const;
 
+export const lostReasons = ["takenOver", "removed", "storeLost"] as const;
+
 export const receiptNames = ["waiting", "delivered", "queued", "refused", "passedOn"] as const;
 
 const has = { retain: 4, properties: 8, from: 16, expiry: 32 } as const;

@@ -55,7 +55,13 @@ async function serve(start: WorkerStart): Promise<void> {
   // A filter of one worker can't speak for all of them.
   const refuse = () =>
     Promise.reject(new SluiceError("CONFIG_READ_ONLY", "a filter of a worker can't change the config; a service can"));
-  gateway.setConfigControl({ apply: refuse, history: () => [], rollback: refuse });
+  gateway.setConfigControl({
+    apply: refuse,
+    history: () => [],
+    rollback: refuse,
+    changeBack: refuse,
+    digest: () => "",
+  });
   /** Undefined where it failed. */
   const prepared = new Map<number, Promise<PreparedChange | undefined>>();
 

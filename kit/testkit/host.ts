@@ -68,6 +68,7 @@ export function createTestSource(folder: string, clock: Clock = systemClock) {
     kinds: () => [],
     health: () => [],
     worker: { index: 0, count: 1 },
+    cluster: { isJoined: false, members: () => Promise.resolve([]) },
     about: () => ({ name: "sluice", version: "0.0.0", node: process.version, startedAt: Date.now() }),
     logLevel: {
       get: () => logLevel,

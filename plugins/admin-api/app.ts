@@ -9,6 +9,7 @@ import { drainRoutes } from "./drain-route.ts";
 import { healthRoutes } from "./health-route.ts";
 import { kindRoutes } from "./kinds-route.ts";
 import { logLevelRoutes } from "./log-level-route.ts";
+import { memberRoutes } from "./members-route.ts";
 import { send } from "./negotiate.ts";
 import { objectRoutes } from "./objects-route.ts";
 import type { OriginCheck } from "./origin.ts";
@@ -22,6 +23,7 @@ const prefixes = ["/apis/v1", "/apis/v2"];
 
 export interface AppOptions {
   readonly maxBodyBytes: number;
+  readonly maxPublishes: number;
   readonly checkOrigin: OriginCheck;
   readonly authenticator: Authenticator;
   /** Paths that need no credentials, without their prefix. */
@@ -31,11 +33,11 @@ export interface AppOptions {
 }
 
 export function createApp(host: Host, options: AppOptions): Koa {
-  const { maxBodyBytes, checkOrigin, authenticator } = options;
+  const { maxBodyBytes, maxPublishes, checkOrigin, authenticator } = options;
   const open = new Set(options.openRoutes.flatMap((path) => [path, ...prefixes.map((prefix) => prefix + path)]));
   const observe = createRequestMetrics(host.metrics);
   const routes = [
-    ...publishRoutes(host, maxBodyBytes),
+    ...publishRoutes(host, { maxBodyBytes, maxPublishes }),
     ...sessionRoutes(host, maxBodyBytes),
     ...objectRoutes(host),
     ...changeRoutes(host, maxBodyBytes),
@@ -43,6 +45,7 @@ export function createApp(host: Host, options: AppOptions): Koa {
     ...healthRoutes(host),
     ...logLevelRoutes(host),
     ...drainRoutes(host),
+    ...memberRoutes(host),
   ];
   routes.push({
     method: "GET",

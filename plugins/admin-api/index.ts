@@ -12,6 +12,7 @@ import type { HttpServer } from "./server.ts";
 export interface Config extends DoorOptions, CredentialOptions {
   readonly openRoutes: readonly string[];
   readonly maxBodyBytes: number;
+  readonly maxPublishes: number;
   readonly allowedHosts: readonly string[];
 }
 
@@ -26,6 +27,7 @@ const kind: ServiceKind<Config> = {
   create(config: Config, host: Host): AdminService {
     const app = createApp(host, {
       maxBodyBytes: config.maxBodyBytes,
+      maxPublishes: config.maxPublishes,
       checkOrigin: createOriginCheck(config.host, config.allowedHosts),
       authenticator: createAuthenticator(config),
       openRoutes: config.openRoutes,

@@ -4,6 +4,8 @@ import type { Host, PublishOutcome } from "@sluice/kernel";
 import { invalidJson, readJson } from "./body.ts";
 import { send } from "./negotiate.ts";
 import { describeProblem, problem } from "./problem.ts";
+import { createPace } from "./pace.ts";
+import { createPublishGate, type Passage } from "./publish-gate.ts";
 import { type PublishItem, readPublishItem } from "./publish-request.ts";
 import type { Route } from "./route.ts";
 
@@ -14,7 +16,15 @@ const usualWaitMs = 5_000;
 /** Below the time after which a socket on which nothing moves is closed. */
 const maxWaitMs = 60_000;
 
-export function publishRoutes(host: Host, maxBodyBytes: number): Route[] {
+export interface PublishLimits {
+  readonly maxBodyBytes: number;
+  readonly maxPublishes: number;
+}
+
+export function publishRoutes(host: Host, { maxBodyBytes, maxPublishes }: PublishLimits): Route[] {
+  const gate = createPublishGate(maxPublishes, host.metrics);
+  const pace = createPace();
+
   async function publish(
     proxy: string,
     { message, clientId }: PublishItem,
@@ -43,6 +53,18 @@ export function publishRoutes(host: Host, maxBodyBytes: number): Route[] {
     send(ctx, all);
   }
 
+  async function answer(ctx: ParameterizedContext, name: string, waitMs: number | undefined, passage: Passage) {
+    const body = await readJson(ctx, maxBodyBytes);
+    if (!Array.isArray(body)) {
+      send(ctx, await publish(name, itemOf(body, waitMs), waitMs));
+    } else if (body.length > maxItems) {
+      throw problem(400, `a list may have ${maxItems} messages, not ${body.length}`);
+    } else {
+      passage.widen(body.length);
+      await publishAll(ctx, name, body, waitMs);
+    }
+  }
+
   return [
     {
       method: "POST",
@@ -52,13 +74,13 @@ export function publishRoutes(host: Host, maxBodyBytes: number): Route[] {
         const name = ctx.params["name"]!;
         if (!host.proxies.get(name)) throw problem(404, `no proxy is named ${JSON.stringify(name)}`);
         const waitMs = wantedWait(ctx);
-        const body = await readJson(ctx, maxBodyBytes);
-        if (!Array.isArray(body)) {
-          send(ctx, await publish(name, itemOf(body, waitMs), waitMs));
-        } else if (body.length > maxItems) {
-          throw problem(400, `a list may have ${maxItems} messages, not ${body.length}`);
-        } else {
-          await publishAll(ctx, name, body, waitMs);
+        // Before the body is read: what is read of it takes memory too.
+        const passage = gate.enter();
+        try {
+          await pace();
+          await answer(ctx, name, waitMs, passage);
+        } finally {
+          passage.leave();
         }
       },
     },

@@ -9,6 +9,7 @@ import type { Sink } from "./index.ts";
 import { createQueueGauge } from "./queue-gauge.ts";
 import { joinBuffer } from "./shared-buffer.ts";
 import { encodeRecord } from "./stored-record.ts";
+import { waitingFault } from "./waiting-fault.ts";
 
 /** Milliseconds that `close` waits for records that Kafka is about to acknowledge; what is left stays on the disk. */
 const closeWithinMs = 3000;
@@ -59,7 +60,7 @@ export async function createBufferedSink(config: Config, host: Host, refuse: (re
   function fail(reason: string, message: string, client: Client | undefined): never {
     refuse(reason);
     hold.begin(client);
-    throw new Error(message);
+    throw waitingFault(message);
   }
 
   return {
@@ -92,7 +93,7 @@ export async function createBufferedSink(config: Config, host: Host, refuse: (re
           queue.leave(bytes);
           refuse("unbuffered");
           hold.begin(client);
-          throw error;
+          throw error instanceof Error ? waitingFault(error) : error;
         },
       );
     },

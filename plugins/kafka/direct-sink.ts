@@ -7,6 +7,7 @@ import type { Failure } from "./failure.ts";
 import { createHold, keeperOf } from "./hold.ts";
 import type { Sink } from "./index.ts";
 import { createQueueGauge } from "./queue-gauge.ts";
+import { waitingFault } from "./waiting-fault.ts";
 import { WaitingRecord } from "./waiting-record.ts";
 
 /** Milliseconds that `close` waits for records under way. */
@@ -47,7 +48,7 @@ export function createDirectSink(config: Config, deps: DirectSinkDeps): Sink {
     if (outcome === "expired" || outcome === "closed") {
       const last = failure ? ` (last: ${failure.message})` : "";
       if (waits) hold.begin(keeperOf(ctx));
-      entry.reject(new Error(`${describe(outcome, topic, config)}${last}`));
+      entry.reject(waitingFault(`${describe(outcome, topic, config)}${last}`));
     } else {
       if (waits) deps.explain(ctx, outcome, topic);
       entry.resolve(outcome);
@@ -57,7 +58,7 @@ export function createDirectSink(config: Config, deps: DirectSinkDeps): Sink {
   function fail(reason: string, message: string, client: Client | undefined): never {
     refuse(reason);
     hold.begin(client);
-    throw new Error(message);
+    throw waitingFault(message);
   }
 
   return {

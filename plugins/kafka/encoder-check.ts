@@ -1,7 +1,7 @@
 /** Whether the encoder of fast-produce.ts writes the same bytes as kafkajs' own: asked at each start, before it is used. */
 import { RecordGroup, type ProduceArgs, type Protocol } from "./fast-produce.ts";
 import { toMessage } from "./parcel.ts";
-import type { BatchRecord } from "./record-batch.ts";
+import { boundOf, type BatchRecord } from "./record-batch.ts";
 
 /** Of Produce: what kafkajs knows and brokers of today speak. */
 const versions = [3, 7];
@@ -11,12 +11,15 @@ const time = 1_764_000_000_000;
 function sampleRecords(): BatchRecord[] {
   const texts = ["", "a", "plant/line 7", "größe", "温度", "😀", "x".repeat(63), "y".repeat(64), "ü".repeat(70)];
   const values = [0, 1, 63, 64, 127, 128, 8100, 8192, 70_000].map((length) => Buffer.alloc(length, length & 255));
-  return values.map((value, index) => ({
-    key: index === 1 ? null : (texts[index] ?? ""),
-    value: index === 2 ? null : value,
-    headers: texts.slice(0, index).flatMap((text) => [`name ${text}`, index % 2 === 0 ? text : Buffer.from(text)]),
-    timestamp: time + [0, 1, 63, 64, 8191, 8192, 2 ** 29, 2 ** 30, 2 ** 33].toReversed()[index]!,
-  }));
+  return values.map((bytes, index) => {
+    const key = index === 1 ? null : (texts[index] ?? "");
+    const value = index === 2 ? null : bytes;
+    const headers = texts
+      .slice(0, index)
+      .flatMap((text) => [`name ${text}`, index % 2 === 0 ? text : Buffer.from(text)]);
+    const timestamp = time + [0, 1, 63, 64, 8191, 8192, 2 ** 29, 2 ** 30, 2 ** 33].toReversed()[index]!;
+    return { key, value, headers, timestamp, bytes: boundOf(key, value, headers) };
+  });
 }
 
 function sampleRequests(compression: number): ProduceArgs[] {

@@ -5,7 +5,7 @@
  */
 import {
   batchHeadBytes,
-  boundOf,
+  boundOfAll,
   timesOf,
   writeHead,
   writeRecords,
@@ -24,7 +24,18 @@ export type Protocol = (wanted: { version: number | string }) => (args: ProduceA
 
 interface Exchange {
   readonly request: ProduceRequest;
-  readonly response: unknown;
+  readonly response: ProduceResponse;
+}
+
+interface ProduceResponse {
+  /** Rejects with the first error of any partition. */
+  parse(this: void, answer: Answer): Promise<unknown>;
+}
+
+interface Answer {
+  readonly topics: readonly {
+    readonly partitions: readonly { readonly partition: number; readonly errorCode: number }[];
+  }[];
 }
 
 interface ProduceRequest {
@@ -82,10 +93,24 @@ export function installEncoder({ produce, lookupCodec }: Internals): void {
       const { request, response } = stockExchange(args);
       if (!hasGroups(args)) return { request, response };
       if (request.apiVersion < minVersion) throw new Error(`Kafka is older than 0.11: set encoder to stock`);
-      return { request: { ...request, encode: () => encode(args, lookupCodec) }, response };
+      return {
+        request: { ...request, encode: () => encode(args, lookupCodec) },
+        response: { ...response, parse: (answer) => parse(answer, response) },
+      };
     };
   };
   produce.protocol = Object.assign(protocol, { [mark]: true });
+}
+
+/** Where a partition has failed, the error says as `stored` which ones have not: a request is for one topic. */
+async function parse(answer: Answer, { parse: parseStock }: ProduceResponse): Promise<unknown> {
+  try {
+    return await parseStock(answer);
+  } catch (error) {
+    const partitions = answer.topics.flatMap((each) => each.partitions);
+    const stored = partitions.filter(({ errorCode }) => errorCode === 0).map(({ partition }) => partition);
+    throw error instanceof Error ? Object.assign(error, { stored }) : error;
+  }
 }
 
 function hasGroups({ topicData }: ProduceArgs): boolean {
@@ -100,7 +125,7 @@ function encode(args: ProduceArgs, lookupCodec: Internals["lookupCodec"]): Encod
   if (!codec) throw new Error(`no codec for compression ${compression}`);
   return compressAll(args, async (records) => {
     const { first } = timesOf(records);
-    const plain = Buffer.allocUnsafe(boundOf(records));
+    const plain = Buffer.allocUnsafe(boundOfAll(records));
     return codec.compress({ buffer: plain.subarray(0, writeRecords(plain, 0, records, first)) });
   });
 }
@@ -171,7 +196,7 @@ function boundOfBody(
     bound += 2 + topic.length * 3 + 4;
     for (const { messages } of partitions) {
       const content = contentOf((messages as RecordGroup).records);
-      bound += 8 + batchHeadBytes + (Buffer.isBuffer(content) ? content.length : boundOf(content));
+      bound += 8 + batchHeadBytes + (Buffer.isBuffer(content) ? content.length : boundOfAll(content));
     }
   }
   return bound;

@@ -11,6 +11,10 @@ export function setHeader(headers: (string | Buffer)[], name: string, value: str
   headers.push(name, value);
 }
 
+export function addAll(headers: (string | Buffer)[], more: HeaderList): void {
+  for (let at = 0; at < more.length; at += 2) setHeader(headers, String(more[at]), more[at + 1] ?? "");
+}
+
 /** No prototype, so that a header may be called `__proto__`. */
 export function toHeaderObject(headers: HeaderList): Record<string, string | Buffer> {
   const found = Object.create(null) as Record<string, string | Buffer>;

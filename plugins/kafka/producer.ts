@@ -7,7 +7,7 @@ import type { Admin, Kafka, Producer as KafkaProducer, RecordMetadata } from "ka
 import { compressionType, createPartitioner, prepareEncoder } from "./client.ts";
 import { acksOf, brokersOf, type Config } from "./config.ts";
 import type { Entry } from "./entry.ts";
-import { judgeError, type Failure } from "./failure.ts";
+import { judgeError, storedOf, type Failure } from "./failure.ts";
 import { createParcel, toMessages } from "./parcel.ts";
 import { createPlacement } from "./partitioner.ts";
 import type { Reporter } from "./reporter.ts";
@@ -16,6 +16,8 @@ import type { Reporter } from "./reporter.ts";
 const connectBackoff = { from: 50, to: 500 };
 /** Milliseconds of nothing but failures after which the producer is made anew, addresses looked up again. */
 const stuckAfterMs = 30_000;
+/** Milliseconds without a send after which a cluster that failed is asked whether it is back, and between two questions. */
+const askAfterMs = 1000;
 export interface Producer {
   /**
    * Resolves with nothing once every record is acknowledged as `acks` says; never rejects. One call per topic at a time,
@@ -67,6 +69,10 @@ export function createProducer(config: Config, { kafka, clock, reporter }: Produ
   let renewedAt = clock.now();
   let lastFailure: Failure | undefined;
   let everConnected = false;
+  /** Sends that have begun and not ended, and when the last one ended. */
+  let sends = 0;
+  let sentAt = 0;
+  let asking: Promise<void> | undefined;
   const delays = new Set<() => void>();
 
   function delay(ms: number): Promise<void> {
@@ -88,6 +94,7 @@ export function createProducer(config: Config, { kafka, clock, reporter }: Produ
       if (!failure.ofPartition) {
         failingSince ??= clock.now();
         lastFailure = failure;
+        asking ??= askWhileIdle();
       }
     }
     reporter.failed(failure, topic);
@@ -99,6 +106,37 @@ export function createProducer(config: Config, { kafka, clock, reporter }: Produ
     reporter.recovered(clock.now() - failingSince);
     failingSince = undefined;
     lastFailure = undefined;
+  }
+
+  /**
+   * Sends tell whether Kafka is well, but those that failed may all be given up and no others come: then it is asked, so
+   * that health does not stay as the last of them left it. Any client may ask for the brokers' addresses.
+   */
+  async function askWhileIdle(): Promise<void> {
+    while (!closing.signal.aborted && failingSince !== undefined) {
+      await delay(askAfterMs);
+      if (!isIdle() || failingSince === undefined) continue;
+      // What was sent meanwhile knows better.
+      if ((await isThere()) && isIdle()) recovered();
+    }
+    asking = undefined;
+  }
+
+  function isIdle(): boolean {
+    return sends === 0 && !connecting && clock.now() - sentAt >= askAfterMs;
+  }
+
+  async function isThere(): Promise<boolean> {
+    const asker = kafka.admin({ retry: { retries: 0 } });
+    try {
+      await asker.connect();
+      await asker.describeCluster();
+      return true;
+    } catch {
+      return false;
+    } finally {
+      await disconnect(asker);
+    }
   }
 
   async function mayBeFast(): Promise<boolean> {
@@ -161,6 +199,16 @@ export function createProducer(config: Config, { kafka, clock, reporter }: Produ
   }
 
   async function send(topic: string, records: Entry[]): Promise<Failure | undefined> {
+    sends++;
+    try {
+      return await attempt(topic, records);
+    } finally {
+      sends--;
+      sentAt = clock.now();
+    }
+  }
+
+  async function attempt(topic: string, records: Entry[]): Promise<Failure | undefined> {
     const generation = current ?? (await connect());
     if (!("producer" in generation)) return generation;
     generation.sending++;
@@ -176,7 +224,10 @@ export function createProducer(config: Config, { kafka, clock, reporter }: Produ
       recovered();
       return undefined;
     } catch (error) {
-      const failure = report(judgeError(error), topic);
+      // An idempotent producer has taken back the sequence numbers of all: it needs the same batch again, which the
+      // brokers know where they have it.
+      const stored = idempotent ? [] : storedOf(error);
+      const failure = report({ ...judgeError(error), ...(stored.length > 0 ? { stored } : {}) }, topic);
       if (generation === current && wantsRenewal(failure)) renew();
       return failure;
     } finally {
@@ -258,7 +309,7 @@ export function createProducer(config: Config, { kafka, clock, reporter }: Produ
       for (const finish of delays) finish();
       const last = current;
       current = undefined;
-      await connecting;
+      await Promise.all([connecting, asking]);
       const openAdmin = await admin?.catch(() => undefined);
       await Promise.all([last && disconnect(last.producer), openAdmin && disconnect(openAdmin)]);
     },

@@ -14,6 +14,8 @@ export interface BatchRecord {
   readonly headers: HeaderList;
   /** Milliseconds since the epoch. */
   readonly timestamp: number;
+  /** What it takes in a batch at most: {@link boundOf}. */
+  readonly bytes: number;
 }
 
 /** What a batch says of its producer and itself. */
@@ -35,13 +37,17 @@ const at = { length: 8, crc: 17, attributes: 21 };
 const recordOverhead = 1 + 5 + 10 + 5 + 5 + 5 + 5;
 const maxVarint = 5;
 
-/** As many bytes as the records can take at most. */
-export function boundOf(records: readonly BatchRecord[]): number {
+/** As many bytes as a record can take at most. Counting the bytes of its text would cost as much as writing them. */
+export function boundOf(key: BatchRecord["key"], value: BatchRecord["value"], headers: HeaderList): number {
+  let bound = recordOverhead + boundOfBytes(key) + boundOfBytes(value);
+  for (const part of headers) bound += maxVarint + boundOfBytes(part);
+  return bound;
+}
+
+/** The sum of theirs. */
+export function boundOfAll(records: readonly BatchRecord[]): number {
   let bound = 0;
-  for (const { key, value, headers } of records) {
-    bound += recordOverhead + boundOfBytes(key) + boundOfBytes(value);
-    for (const part of headers) bound += maxVarint + boundOfBytes(part);
-  }
+  for (const { bytes } of records) bound += bytes;
   return bound;
 }
 
@@ -51,7 +57,7 @@ function boundOfBytes(part: string | Buffer | null): number {
   return typeof part === "string" ? part.length * 3 : part.length;
 }
 
-/** @returns where it ends; `target` has room for {@link boundOf} behind `start` */
+/** @returns where it ends; `target` has room for {@link boundOfAll} behind `start`. Throws where that was too little. */
 export function writeRecords(
   target: Buffer,
   start: number,
@@ -61,6 +67,8 @@ export function writeRecords(
   let end = start;
   let delta = 0;
   for (const record of records) end = writeRecord(target, end, record, delta++, firstTime);
+  // What is written behind the end of a Buffer is lost without an error.
+  if (end > target.length) throw new RangeError(`${end - target.length} bytes more than the records' bound`);
   return end;
 }
 

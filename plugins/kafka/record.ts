@@ -2,8 +2,8 @@
 import type { FilterContext } from "@sluice/kernel";
 import type { AddedHeaders } from "./added-headers.ts";
 import type { Config } from "./config.ts";
-import { setHeader } from "./headers.ts";
-import type { HeaderList } from "./record-batch.ts";
+import { addAll, setHeader } from "./headers.ts";
+import { boundOf, type HeaderList } from "./record-batch.ts";
 import { compileTemplate, createScope, isTemplate, type Template, type TemplateScope } from "./template.ts";
 
 /** What of a record comes from the packet; also what the disk buffer keeps. */
@@ -16,14 +16,11 @@ export interface Content {
   readonly timestamp: number;
   /** Undefined: by the key. */
   readonly partition: number | undefined;
-  /** Estimated size in a record batch. */
+  /** What it takes in a record batch at most. */
   readonly bytes: number;
 }
 
 const legalTopic = /^[a-zA-Z0-9._-]{1,249}$/;
-/** Length, attributes, deltas and counts: at most 5+1+10+5+5+5+5 bytes, and for each part of a header 5. */
-const recordOverhead = 36;
-const partOverhead = 5;
 
 /** Content, or the name of the result. Reads `config` once: what it returns is on the hot path. */
 export function createRecordBuilder(
@@ -72,11 +69,11 @@ export function createRecordBuilder(
         : toBuffer(ctx.data.get(payloadKey));
     if (value === undefined) return "getDataFailed";
 
-    const headers: (string | Buffer)[] = [];
-    added.beforeOwn?.(headers, ctx);
-    setHeader(headers, "clientID", ctx.client.id);
-    if (ctx.client.username !== undefined) setHeader(headers, "username", ctx.client.username);
-    if (ctx.type === "Publish") setHeader(headers, "mqttTopic", ctx.packet.topic);
+    const headers = added.beforeOwn ? [] : ownHeaders(ctx);
+    if (added.beforeOwn) {
+      added.beforeOwn(headers, ctx);
+      addAll(headers, ownHeaders(ctx));
+    }
     added.afterOwn?.(headers, ctx, now);
     if (scope) {
       for (const [name, render] of headerTemplates) {
@@ -99,15 +96,22 @@ export function createRecordBuilder(
     } else {
       key = chooseKey(ctx);
     }
-    let bytes = recordOverhead + value.length + (key === null ? 0 : Buffer.byteLength(key));
-    for (const part of headers)
-      bytes += partOverhead + (typeof part === "string" ? Buffer.byteLength(part) : part.length);
+    const bytes = boundOf(key, value, headers);
     return { topic, key, value, headers, timestamp, partition: chosen, bytes };
   };
 }
 
 export function isLegalTopic(name: string): boolean {
   return legalTopic.test(name) && name !== "." && name !== "..";
+}
+
+/** As Easegress names them. Of a fixed length, so that it is made at once. */
+function ownHeaders(ctx: FilterContext): (string | Buffer)[] {
+  const { id, username } = ctx.client;
+  if (ctx.type !== "Publish") return username === undefined ? ["clientID", id] : ["clientID", id, "username", username];
+  const { topic } = ctx.packet;
+  if (username === undefined) return ["clientID", id, "mqttTopic", topic];
+  return ["clientID", id, "username", username, "mqttTopic", topic];
 }
 
 /** Undefined where it renders empty, false where to no such number. */

@@ -1,4 +1,5 @@
 /** A record as the disk buffer keeps it: binary, so that a payload is copied and nothing is escaped. */
+import { boundOf } from "./record-batch.ts";
 import type { Content } from "./record.ts";
 
 const version = 1;
@@ -79,7 +80,7 @@ export function decodeRecord(record: Buffer): StoredRecord | undefined {
       headers,
       timestamp,
       partition: known,
-      bytes: record.length,
+      bytes: boundOf(key, value, headers),
     };
     return { content, receivedAt };
   } catch (error) {

@@ -1,5 +1,5 @@
 /**
- * One process against two workers: `node test/bench/workers.ts [seconds a run] [rounds]`. CPU microseconds of the gateway's
+ * One process against two workers: `node test/bench/workers.ts [seconds a run] [rounds] [workload]`. CPU microseconds of the gateway's
  * processes (main process and workers) a message, and messages a second, medians of alternating rounds; with a Kafka where
  * one can be started. The load comes from a process of its own, whose CPU is not counted.
  */
@@ -32,10 +32,11 @@ interface Workload extends Load {
 const ticksPerSecond = 100;
 
 if (process.argv[2] === "--load") await generate(JSON.parse(process.argv[3] ?? "{}") as Load & { port: number });
-else await main(Number(process.argv[2] ?? 3), Number(process.argv[3] ?? 3));
+else await main(Number(process.argv[2] ?? 3), Number(process.argv[3] ?? 3), process.argv[4] ?? "");
 
-async function main(seconds: number, rounds: number): Promise<void> {
-  const kafka = await startKafka({ own: true });
+/** @param only a part of the names of workloads */
+async function main(seconds: number, rounds: number, only: string): Promise<void> {
+  const kafka = "Kafka".includes(only) ? await startKafka({ own: true }) : undefined;
   const proxy = "kind: MQTTProxy\nname: mqttproxy\nport: 0";
   const workloads: Workload[] = [
     { name: "QoS 1, window 32", config: proxy, clients: 50, window: 32, subscribers: 0 },
@@ -50,7 +51,7 @@ async function main(seconds: number, rounds: number): Promise<void> {
     const config = `${proxy}\n${rule}\n---\nkind: Pipeline\nname: pub\nfilters: [${filter}]`;
     workloads.push({ name: "QoS 1 -> Kafka, window 32", config, clients: 50, window: 32, subscribers: 0 });
   }
-  for (const workload of workloads) {
+  for (const workload of workloads.filter(({ name }) => name.includes(only))) {
     const results = new Map<number, { cpu: number; rate: number }[]>([
       [1, []],
       [2, []],

@@ -12,7 +12,7 @@ import { createAuthority, issue } from "../helpers/certificates.ts";
 import { createCrashPublisher, createCrashSubscriber } from "../helpers/crash-clients.ts";
 import { eventually } from "../helpers/eventually.ts";
 import { openRawClient, type RawClient } from "../helpers/raw-client.ts";
-import { allRun, gated, isAlive, startWorkers, type WorkersGateway } from "../helpers/workers.ts";
+import { allRun, comeBack, gated, isAlive, startWorkers, type WorkersGateway } from "../helpers/workers.ts";
 
 const proxy = (more = ""): string => `kind: MQTTProxy
 name: mqttproxy
@@ -124,7 +124,7 @@ test("a worker that is killed: others go on, its clients come back to their sess
       from,
     );
     // Devices come back by themselves; those whose worker lives do no harm by it.
-    for (const each of all) await each.connect(port);
+    for (const each of all) await comeBack(each, port);
     await gateway.process.logged(({ msg }) => msg === "A worker runs again", from);
     await allRun(gateway);
   }
@@ -158,7 +158,7 @@ test("a worker killed under QoS 1 load into a file: every record that was acknow
   const [first = 0] = await gateway.pids();
   process.kill(first, "SIGKILL");
   await allRun(gateway, 2);
-  for (const each of publishers) await each.connect(gateway.process.port);
+  for (const each of publishers) await comeBack(each, gateway.process.port);
   await Promise.all(publishers.map((each) => each.finish()));
   for (const each of publishers) each.destroy();
   const folder = join(gateway.folder, "data");

@@ -11,6 +11,7 @@ export const defaults: Config = {
   host: schema.properties.host.default,
   port: 0,
   maxBodyBytes: schema.properties.maxBodyBytes.default,
+  maxPublishes: schema.properties.maxPublishes.default,
   maxConnections: schema.properties.maxConnections.default,
   allowedHosts: schema.properties.allowedHosts.default,
   keys: schema.properties.keys.default,

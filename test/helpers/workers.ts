@@ -5,7 +5,6 @@ import { mkdir, mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promis
 import { connect as connectTcp } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import type { TestContext } from "node:test";
 import type { IConnectPacket } from "mqtt-packet";
 import { eventually } from "./eventually.ts";
 import { openRawClient, type RawClient, type RawOptions } from "./raw-client.ts";
@@ -79,7 +78,7 @@ export default {
  * @param prepare puts more into the folder of the config
  */
 export async function startWorkers(
-  t: TestContext,
+  t: { after(clean: () => Promise<void>): void },
   yaml: string,
   gateway = "workers: 2",
   prepare?: (folder: string) => Promise<void>,
@@ -174,6 +173,19 @@ async function skip(port: number): Promise<void> {
   socket.destroy();
 }
 
+/** As a device does: again, where the worker that its connection was on its way to has just ended. */
+export async function comeBack(device: { connect(port: number): Promise<void> }, port: number): Promise<void> {
+  const until = performance.now() + 20_000;
+  for (;;) {
+    try {
+      await device.connect(port);
+      return;
+    } catch (error) {
+      if (performance.now() > until || !/the connection was closed|ECONNRESET/.test(String(error))) throw error;
+    }
+  }
+}
+
 /** Of a process, as the system tells it. */
 export async function childrenOf(pid: number): Promise<number[]> {
   const found: number[] = [];
@@ -195,9 +207,10 @@ export async function gated({ folder }: Pick<WorkersGateway, "folder">): Promise
   return text.split("\n").filter(Boolean);
 }
 
+/** A worker that ends again and again is started after 30 s at last. */
 export async function allRun(gateway: WorkersGateway, count = 2): Promise<void> {
-  await eventually(async () => (await gateway.pids()).length, count, 20_000);
-  await eventually(async () => await gateway.metric("sluice_workers"), count, 20_000);
+  await eventually(async () => (await gateway.pids()).length, count, 60_000);
+  await eventually(async () => await gateway.metric("sluice_workers"), count, 60_000);
 }
 
 export function present<T>(value: T | undefined): T {

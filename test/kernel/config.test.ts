@@ -57,6 +57,8 @@ describe("a config that is right", () => {
       connectionLimit: undefined,
       clientPublishLimit: undefined,
       presence: undefined,
+      onPoison: "close",
+      deadLetter: undefined,
       sysInterval: 0,
       rules: { Connect: "gates" },
       brokerMode: false,

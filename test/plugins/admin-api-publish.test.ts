@@ -3,6 +3,7 @@ import { test } from "node:test";
 import { SluiceError } from "../../kernel/errors.ts";
 import type { Host } from "../../kernel/plugin.ts";
 import { startAdminApi } from "../helpers/admin-api.ts";
+import { eventually } from "../helpers/eventually.ts";
 import { createMemoryProxies } from "@sluice/testkit";
 
 const path = "/mqttproxy/mqttproxy/topics/publish";
@@ -318,4 +319,37 @@ test("requests are counted by method, route and status", async (t) => {
   assert.equal(await api.metricValue(name, { method: "POST", route, status: "400" }), 1);
   assert.equal(await api.metricValue(name, { route: "none", status: "404" }), 1);
   assert.equal(await api.metricValue("sluice_http_request_duration_seconds_count", { route }), 3);
+});
+
+test("as many messages under way as maxPublishes: one more is refused at once, and taken when there is room", async (t) => {
+  const waiting: (() => void)[] = [];
+  const publish: Host["publish"] = () =>
+    new Promise((resolve) => waiting.push(() => resolve({ matched: 1, connected: 1, durable: true })));
+  const overrides = { ...createMemoryProxies("mqttproxy"), publish };
+  const api = await startAdminApi(t, { config: { maxPublishes: 3 }, overrides });
+  const [one, list] = [{ topic: "a" }, [{ topic: "a" }, { topic: "b" }]];
+  const under = [api.call("POST", path, one), api.call("POST", path, list)];
+  await eventually(() => api.metricValue("sluice_http_publishes_under_way"), 3);
+  await eventually(() => waiting.length, 3);
+  for (const body of [one, list, "x".repeat(3_000_000)]) {
+    const refused = await api.call("POST", path, body);
+    assert.equal(refused.status, 503);
+    assert.equal(refused.headers.get("retry-after"), "1");
+    assert.match((refused.json as { message: string }).message, /^3 messages are under way, .*maxPublishes/);
+  }
+  assert.equal((await api.call("GET", "/healthz")).status, 200);
+  assert.equal(await api.metricValue("sluice_http_publishes_refused_total"), 3);
+  for (const end of waiting.splice(0)) end();
+  assert.deepEqual(
+    (await Promise.all(under)).map(({ status }) => status),
+    [200, 200],
+  );
+  assert.equal(await api.metricValue("sluice_http_publishes_under_way"), 0);
+  // What ends without an answer of the proxy leaves as well.
+  for (const body of ["none", { topic: "a", qos: 7 }]) assert.equal((await api.call("POST", path, body)).status, 400);
+  const next = api.call("POST", path, list);
+  await eventually(() => waiting.length, 2);
+  for (const end of waiting.splice(0)) end();
+  assert.equal((await next).status, 200);
+  assert.equal(await api.metricValue("sluice_http_publishes_under_way"), 0);
 });

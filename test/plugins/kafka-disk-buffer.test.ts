@@ -115,6 +115,43 @@ test("a record that a crash has cut off is dropped, and numbers go on", async (t
   }
 });
 
+test("a power cut at any byte of the last group: what was acknowledged is there, and the torn tail is cut", async (t) => {
+  const folder = temporaryFolder(t);
+  const { buffer } = await open(t, folder, { fsync: "always" });
+  for (let n = 1; n <= 20; n++) await append(buffer, `record ${n}`);
+  const segment = readdirSync(folder).find((each) => each.endsWith(".seg")) ?? "";
+  const synced = statSync(join(folder, segment)).size;
+  // One group, and none of it acknowledged before its sync, which the power does not live to see.
+  await appendAll(buffer, 21, 24, 20);
+  const whole = readFileSync(join(folder, segment));
+  await buffer.close();
+  assert.ok(whole.length > synced);
+  const step = process.env["SLUICE_TEST_LONG"] === "true" ? 1 : 3;
+  let survivors = 0;
+  for (let cut = synced; cut <= whole.length; cut += step) {
+    // The file ends there; or its size was written and its data was not.
+    const tails = [whole.subarray(0, cut), Buffer.concat([whole.subarray(0, cut), Buffer.alloc(whole.length - cut)])];
+    for (const content of tails) {
+      const copy = temporaryFolder(t);
+      writeFileSync(join(copy, segment), content);
+      writeFileSync(join(copy, "done"), "");
+      const after = await open(t, copy, { fsync: "always" });
+      const read = textsOf(await readAll(after.buffer));
+      assert.deepEqual(read, texts(1, read.length), `cut at ${cut}`);
+      assert.ok(read.length >= 20 && read.length <= 24, `cut at ${cut}: ${read.length} records`);
+      assert.equal(await after.metricValue("sluice_kafka_buffer_records_lost_total", { reason: "corrupt" }), undefined);
+      const isTorn = statSync(join(copy, segment)).size < content.length;
+      assert.equal((await after.metricValue("sluice_kafka_buffer_torn_segments_total")) ?? 0, isTorn ? 1 : 0);
+      await append(after.buffer, "new");
+      assert.deepEqual(textsOf(await readAll(after.buffer)), ["new"]);
+      await after.buffer.close();
+      survivors += read.length - 20;
+      rmSync(copy, { recursive: true, force: true });
+    }
+  }
+  assert.ok(survivors > 0, "a group that is written in part is kept in part");
+});
+
 test("a damaged segment is named and counted, and what is whole in it and behind it is read", async (t) => {
   const folder = temporaryFolder(t);
   const first = await open(t, folder, { maxBytes: 200_000 });
