@@ -145,7 +145,7 @@ export function startConsumer(config: SourceConfig, deps: ConsumerDeps): SourceC
       // Where Kafka has deleted what comes next, it goes on with the oldest that there is.
       await made.subscribe({ topics, fromBeginning: true });
       consumer = made;
-      await made.run({ autoCommit: false, eachBatch: take });
+      await made.run({ autoCommit: false, eachBatch: (fetched) => take(made, fetched) });
       await Promise.race([ended.promise, stopping.promise, watch(topics)]);
       // Not of one that has crashed: kafkajs would resolve without having committed anything.
       await commit();
@@ -227,12 +227,12 @@ export function startConsumer(config: SourceConfig, deps: ConsumerDeps): SourceC
   }
 
   /** Answers at once, so that the consumer is never too late for a heartbeat. */
-  async function take(fetched: EachBatchPayload): Promise<void> {
+  async function take(made: Consumer, fetched: EachBatchPayload): Promise<void> {
     const { batch } = fetched;
     const { topic, partition } = batch;
     const its = partitions.get(keyOf(topic, partition));
     // It was fetched for a place that is no longer ours.
-    if (!its || fetched.isStale()) return;
+    if (!its || made !== consumer || fetched.isStale()) return;
     const records = batch.messages.map(({ key, value, headers, offset, timestamp }): SourceRecord => ({
       topic,
       partition,

@@ -71,6 +71,7 @@ test("a gateway of a group is killed: the other takes over what no client had ac
   dies.signal("SIGKILL");
   for (let round = 0; round < 10; round++) await produce(40);
   await eventually(() => seen.size, count, 30_000);
+  assert.equal(await stays.metric("sluice_kafka_source_records_total", { outcome: "skipped" }), 0);
   assert.equal(await partitions(stays), 4);
   await eventually(
     async () => Object.values(await broker.committed("g", "in")).reduce((sum, each) => sum + each, 0),
