@@ -140,6 +140,7 @@ export function createSubjectInterest({ max, everything, subscribe }: InterestOp
         }
         end?.();
       }
+      if (!isCollapsed && active.size > max) collapse();
       if (isCollapsed && counts.size < max * 0.8) expand();
     },
     get size() {

@@ -22,8 +22,11 @@ export interface StreamOptions {
   readonly timeoutMs: number;
 }
 
-/** How long a message's id is remembered, in the streams of messages and of everything else. */
-export const dedupeMs = { log: 20_000, records: 60_000 };
+/**
+ * How long a message's id is remembered, in the streams of messages and of everything else: long enough for a publisher
+ * whose gateway was killed to come back, and send again what that one had stored and not acknowledged.
+ */
+export const dedupeMs = { log: 120_000, records: 60_000 };
 
 /** Of a stream's metadata. */
 const shardsKey = `sluice_shards`;
@@ -87,6 +90,7 @@ async function check(
   }
   const differs =
     found.num_replicas !== wanted.num_replicas ||
+    found.duplicate_window !== wanted.duplicate_window ||
     found.max_age !== (wanted.max_age ?? 0) ||
     found.max_bytes !== (wanted.max_bytes ?? -1);
   if (differs) await manager.streams.update(wanted.name, { ...found, ...wanted });

@@ -93,7 +93,7 @@ describe("NATSCluster's engine", { skip: !nats }, () => {
 
   test("the log is read up to where it is verified, whatever the filters", async () => {
     const topics = Array.from({ length: 40 }, (_, n) => `read/${n % 8}/${n % 3}`);
-    const before = await a.proxy.log.end([{ topicFilter: "read/#" }]);
+    const start = await a.proxy.log.end([{ topicFilter: "read/#" }]);
     await Promise.all(topics.map((topic, n) => a.proxy.log.append(messageOf(topic, String(n)))));
     const selections = [
       [{ topicFilter: "read/#" }],
@@ -102,7 +102,7 @@ describe("NATSCluster's engine", { skip: !nats }, () => {
       [{ topicFilter: "read/0/0" }, { topicFilter: "nothing/here" }],
     ];
     for (const selectors of selections) {
-      const found = await readAll(selectors, before);
+      const found = await readAll(selectors, start);
       const expected = topics.flatMap((topic, n) =>
         selectors.some(({ topicFilter }) => matches(topicFilter, topic)) ? [String(n)] : [],
       );
@@ -110,7 +110,7 @@ describe("NATSCluster's engine", { skip: !nats }, () => {
     }
     const many = Array.from({ length: 2500 }, (_, n) => ({ topicFilter: `nobody/${n}` }));
     const end = await a.proxy.log.end([{ topicFilter: "read/#" }]);
-    const page = await b.proxy.log.read([...many, { topicFilter: "read/3/0" }], before, { maxMessages: 100 });
+    const page = await b.proxy.log.read([...many, { topicFilter: "read/3/0" }], start, { maxMessages: 100 });
     assert.deepEqual(
       page.messages.map(({ message }) => message.topic),
       ["read/3/0", "read/3/0"],
