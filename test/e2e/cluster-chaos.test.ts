@@ -16,6 +16,7 @@ test(
       seed: 1,
       clients: 40,
       publishers: 2,
+      wildcardEvery: 10,
       seconds: 6,
       hopEveryMs: 100,
       pauseMs: 50,

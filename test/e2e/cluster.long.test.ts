@@ -16,6 +16,7 @@ test(
       seed: 2,
       clients: 1000,
       publishers: 10,
+      wildcardEvery: 50,
       seconds: 40,
       hopEveryMs: 50,
       pauseMs: 250,

@@ -15,6 +15,8 @@ export interface ChaosOptions {
   readonly clients: number;
   /** Of each QoS; every client gets the messages of two of them and of one that publishes by HTTP. */
   readonly publishers: number;
+  /** One client of so many gets the messages of all publishers. */
+  readonly wildcardEvery: number;
   readonly seconds: number;
   /** Between two hops of any client. */
   readonly hopEveryMs: number;
@@ -36,6 +38,8 @@ export interface ChaosReport {
 
 const reconnectAtOnce = 40;
 const patienceMs = 90_000;
+/** Without any progress. */
+const quietMs = 40_000;
 
 export async function runChaos(t: TestContext, nats: Nats, options: ChaosOptions): Promise<ChaosReport> {
   const random = createRandom(options.seed);
@@ -60,8 +64,8 @@ export async function runChaos(t: TestContext, nats: Nats, options: ChaosOptions
   const clients = qoses.flatMap((qos) =>
     Array.from({ length: options.clients / 2 }, (_, n) => {
       const sources = n % options.publishers;
-      // One with a wildcard in ten: the log is read otherwise for it.
-      const filter = n % 10 === 0 ? `load/+` : `load/q${qos}-${sources}`;
+      // Some with a wildcard, which get everything: the log is read otherwise for them.
+      const filter = n % options.wildcardEvery === 0 ? `load/+` : `load/q${qos}-${sources}`;
       return { filter, subscriber: createCrashSubscriber(`c${qos}-${n}`, qos, filter) };
     }),
   );
@@ -182,14 +186,16 @@ export async function runChaos(t: TestContext, nats: Nats, options: ChaosOptions
     clients.flatMap(({ filter, subscriber }) =>
       due(filter).flatMap((payload) => (subscriber.got.has(payload) ? [] : [`${subscriber.clientId}: ${payload}`])),
     );
-  await eventually(
-    async () => {
-      await repair();
-      return missingNow().length;
-    },
-    0,
-    patienceMs,
-  ).catch(() => undefined);
+  // On a busy machine it takes a while: what counts is that it goes on.
+  let least = Infinity;
+  for (let until = performance.now() + quietMs; performance.now() < until;) {
+    await repair();
+    const left = missingNow().length;
+    if (left === 0) break;
+    if (left < least) until = performance.now() + quietMs;
+    least = Math.min(least, left);
+    await sleep(250);
+  }
   return {
     acked: [...acked.values()].reduce((sum, each) => sum + each.length, 0),
     required: clients.reduce((sum, { filter }) => sum + due(filter).length, 0),
