@@ -44,6 +44,7 @@ export const publishers: Load<PublishersOptions> = {
       password,
     } = options;
     const count = options.clients;
+    const half = Math.max(1, window >> 1);
     const payload = Buffer.alloc(payloadBytes, "x");
     const latencies = createLatencies();
     const totals = { sent: 0, acked: 0, skipped: 0, closed: 0 };
@@ -81,6 +82,13 @@ export const publishers: Load<PublishersOptions> = {
         totals.sent += messages;
         underway += messages;
       }
+      /** QoS 0: each with the question whether it has been taken. */
+      function sendHalves(halves: number, now: number): void {
+        for (let n = 0; n < halves; n++) {
+          send(half, now);
+          socket.write(pingreq);
+        }
+      }
       return {
         begin(): void {
           const now = nowMs();
@@ -88,11 +96,7 @@ export const publishers: Load<PublishersOptions> = {
             send(window, now);
             return;
           }
-          const half = Math.max(1, window >> 1);
-          for (let n = 0; n < 2; n++) {
-            send(half, now);
-            socket.write(pingreq);
-          }
+          sendHalves(2, now);
         },
         /** At a given rate. */
         offer(messages: number, now: number): void {
@@ -113,7 +117,7 @@ export const publishers: Load<PublishersOptions> = {
             const slot = ((frame[body]! << 8) | frame[body + 1]!) - 1;
             latencies.add(chunkAt() - sentAt[slot]!);
             credit++;
-          } else if (type === types.pingresp && rate === undefined) credit += Math.max(1, window >> 1);
+          } else if (type === types.pingresp && rate === undefined) credit += half;
         },
         chunk(): void {
           totals.acked += credit;
@@ -121,8 +125,8 @@ export const publishers: Load<PublishersOptions> = {
           const messages = credit;
           credit = 0;
           if (messages === 0 || stopping || rate !== undefined) return;
-          send(messages, nowMs());
-          if (qos === 0) socket.write(pingreq);
+          if (qos === 1) send(messages, nowMs());
+          else sendHalves(messages / half, nowMs());
         },
         underway: () => underway,
       };
