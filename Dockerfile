@@ -15,7 +15,7 @@ FROM node:24-slim
 ENV NODE_ENV=production PATH=/opt/sluice/node_modules/.bin:$PATH
 COPY --from=install /opt/sluice /opt/sluice
 WORKDIR /sluice
-COPY config/sluice.yaml config/sluice-kafka.yaml config/
+COPY config/sluice.yaml config/sluice-kafka.yaml config/sluice-cluster.yaml config/
 RUN install -d -o 1000 -g 1000 data
 VOLUME /sluice/data
 EXPOSE 1883

@@ -115,8 +115,15 @@ export type UnsubscribeContext = ContextOf<"Unsubscribe", UnsubscribePacket>;
 export type DisconnectContext = ContextOf<"Disconnect", DisconnectPacket>;
 export type FilterContext = ConnectContext | PublishContext | SubscribeContext | UnsubscribeContext | DisconnectContext;
 export type FilterResult = string | void | undefined;
+export interface Fault extends Error {
+    readonly code?: string;
+    readonly poison?: boolean;
+}
+export interface PendingResult {
+    then(answer: (result: FilterResult) => void, fail: (error: unknown) => void): unknown;
+}
 export interface Filter {
-    handle(ctx: FilterContext): FilterResult | Promise<FilterResult>;
+    handle(ctx: FilterContext): FilterResult | PendingResult;
     adopt?(previous: Filter): void;
     close?(): void | Promise<void>;
     health?(): Health;
@@ -300,6 +307,14 @@ export interface ConfigResult {
         readonly where: string;
         readonly message: string;
     }[];
+    readonly nodes?: readonly NodeConfigResult[];
+}
+export interface NodeConfigResult {
+    readonly node: string;
+    readonly outcome: "applied" | "accepted" | "refused" | "unreached";
+    readonly version?: number;
+    readonly plan?: Plan;
+    readonly problem?: string;
 }
 export interface HistoryEntry {
     readonly version: number;
@@ -314,6 +329,28 @@ export interface ConfigControl {
 }
 export interface ObjectHealth extends Health {
     readonly name: string;
+}
+export interface MemberInfo {
+    readonly node: string;
+    readonly incarnation: string;
+    readonly isSelf: boolean;
+    readonly state: "up" | "silent" | "down" | "left";
+    readonly report: MemberReport | undefined;
+}
+export interface MemberReport {
+    readonly version: string;
+    readonly startedAt: number;
+    readonly ready: boolean;
+    readonly unhealthy: readonly {
+        readonly name: string;
+        readonly detail?: string;
+    }[];
+    readonly config: {
+        readonly version: number;
+        readonly digest: string;
+    };
+    readonly connections: number;
+    readonly sessions: number;
 }
 export interface Host {
     readonly name: string;
@@ -333,6 +370,14 @@ export interface Host {
     };
     kinds(): readonly KindInfo[];
     health(): readonly ObjectHealth[];
+    readonly worker: {
+        readonly index: number;
+        readonly count: number;
+    };
+    readonly cluster: {
+        readonly isJoined: boolean;
+        members(): Promise<readonly MemberInfo[]>;
+    };
     about(): {
         name: string;
         version: string;

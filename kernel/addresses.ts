@@ -26,9 +26,10 @@ export interface Claim {
 export interface Addresses {
   /**
    * Binds the address, or shares in it where it is bound already; whose it is does not change before `open`.
+   * @param by who asks, `proxy/listener`: tells two apart that leave the port to the system
    * @throws SluiceError LISTEN_FAILED with the address and the system's reason
    */
-  claim(address: Address): Promise<Claim>;
+  claim(address: Address, by?: string): Promise<Claim>;
 }
 
 interface Bound {
@@ -43,13 +44,19 @@ interface Bound {
 /** Sockets that may wait for an owner; the system's own backlog holds more. */
 const maxWaiting = 1000;
 
-export function createAddresses(): Addresses {
+/** @param o.pauseOnConnect sockets are handed on unread, to another process */
+export function createAddresses({ pauseOnConnect = false } = {}): Addresses {
   /** By {@link keyOf}; a port that was left to the system to choose is the one it chose. */
   const bound = new Map<string, Bound>();
 
   async function bind(address: Address): Promise<Bound> {
     // A peer that vanished without a word and asked for no keep alive is found by TCP's own.
-    const server = createServer({ noDelay: true, keepAlive: true, keepAliveInitialDelay: 60_000 });
+    const server = createServer({
+      noDelay: true,
+      keepAlive: true,
+      keepAliveInitialDelay: 60_000,
+      pauseOnConnect,
+    });
     try {
       await listen(server, address);
     } catch (error) {

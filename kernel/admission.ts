@@ -4,6 +4,7 @@ import { randomUUID } from "node:crypto";
 import type { Admitted } from "./admitted.ts";
 import { type AuthExchange, createAuthExchange } from "./authentication.ts";
 import type { InPacket } from "./codec.ts";
+import { SluiceError } from "./errors.ts";
 import { encodeConnack, encodeConnackV5 } from "./encoder.ts";
 import { type Connection, pause } from "./connection.ts";
 import type { ConnackCode } from "./frame.ts";
@@ -15,7 +16,7 @@ import type { Client, Reason } from "./plugin.ts";
 import { reasonCodeFor } from "./reasons.ts";
 import { neverExpires } from "./session.ts";
 import { type ProxySpec, type RateLimit, retainAvailable } from "./spec.ts";
-import type { ProxyStore, SessionHandle } from "./store.ts";
+import type { ProxyStore, SessionHandle, WillOfClient } from "./store.ts";
 
 export interface Admission {
   /** Nothing more is read from the connection until it is admitted; else it is refused and closed. */
@@ -34,6 +35,8 @@ export interface AdmissionDeps {
   /** An address is no longer counted, for there are too many. */
   forgotten(): void;
   run(job: Job, done: (outcome: Outcome) => void): Outcome | undefined;
+  /** Where others admit clients to this proxy too: `connectionLimit`, as one for all of them. */
+  readonly admitAlso: ((of: "address" | "proxy", address: string, bytes: number) => Promise<boolean>) | undefined;
   /** Is there no place for this client? */
   isFull(clientId: string): boolean;
   /** Sends the CONNACK and reads on. */
@@ -97,6 +100,7 @@ export function createAdmission(initial: RateLimit | undefined, deps: AdmissionD
     exchange?.end("the client is authenticated");
     if (connection.closed) return;
     const known = { clientId: client.id, protocolVersion: connect.protocolVersion };
+    const { connectionLimit } = deps.spec;
     if (outcome.kind !== "passed") {
       refuse(connection, known, reasonOf(outcome), {
         text: textOf(outcome),
@@ -104,12 +108,31 @@ export function createAdmission(initial: RateLimit | undefined, deps: AdmissionD
       });
     } else if (exchange && !exchange.accepted) {
       refuse(connection, known, "badAuthenticationMethod"); // [MQTT-4.12.0-1]
-    } else if (proxyLimit && !proxyLimit.admit(bytesOf(connect))) {
+    } else if (!deps.admitAlso && proxyLimit && !proxyLimit.admit(bytesOf(connect))) {
       refuse(connection, known, "connectionRateExceeded");
     } else if (deps.isFull(client.id)) {
       refuse(connection, known, "serverBusy");
+    } else if (deps.admitAlso && connectionLimit) {
+      void ifAdmitted("proxy", connection, { ...connect, clientId: client.id }, () => void acquire(arrival));
     } else {
       void acquire(arrival);
+    }
+  }
+
+  /** Goes on where the limit of all admits this one too. */
+  async function ifAdmitted(
+    of: "address" | "proxy",
+    connection: Connection,
+    connect: ConnectIn,
+    go: () => void,
+  ): Promise<void> {
+    try {
+      const isWithin = await deps.admitAlso?.(of, connection.address, bytesOf(connect));
+      if (connection.closed) return;
+      if (isWithin) go();
+      else refuse(connection, connect, "connectionRateExceeded");
+    } catch (error) {
+      refuse(connection, connect, "serverUnavailable", { error });
     }
   }
 
@@ -124,10 +147,12 @@ export function createAdmission(initial: RateLimit | undefined, deps: AdmissionD
         expirySec,
         info: { username: client.username, address: client.address },
         onLost: (why) => connection.close(why),
+        will: connect.will && { will: connect.will, client: idOf(client) },
       });
     } catch (error) {
       const known = { clientId: client.id, protocolVersion: connect.protocolVersion };
-      refuse(connection, known, "serverUnavailable", { error });
+      const isFull = error instanceof SluiceError && error.code === "PROXY_FULL";
+      refuse(connection, known, isFull ? "serverBusy" : "serverUnavailable", { error });
       return;
     }
     if (connection.closed) {
@@ -160,58 +185,15 @@ export function createAdmission(initial: RateLimit | undefined, deps: AdmissionD
       connection.maximumPacketSize = connect.properties?.maximumPacketSize ?? Infinity;
       const keepalive = keepAliveOf(connect, spec);
       connection.startKeepAlive(keepalive);
+      if (deps.admitAlso && spec.connectionLimit) {
+        void ifAdmitted("address", connection, connect, () => arrive(connection, connect, keepalive));
+        return;
+      }
       if (addressLimit && !addressLimit(connection.address).admit(bytesOf(connect))) {
         refuse(connection, connect, "connectionRateExceeded");
         return;
       }
-      // Without an id the session can't be found again [MQTT-3.1.3-8]; MQTT 5 tells the client the one it is given.
-      if (connect.clientId === "" && !connect.clean && connect.protocolVersion !== 5) {
-        refuse(connection, connect, "clientIdentifierNotValid");
-        return;
-      }
-      const unserved = willProblem(connect, spec);
-      if (unserved) {
-        refuse(connection, connect, unserved);
-        return;
-      }
-      // What a certificate proves counts for more than what a CONNECT says.
-      const username = connection.remote.username ?? connect.username;
-      const client: Client = {
-        // An id of its own [MQTT-3.1.3-6], so that anonymous clients don't take each other over.
-        id: connect.clientId === "" ? `auto-${randomUUID()}` : connect.clientId,
-        username,
-        address: connection.address,
-        protocolVersion: connect.protocolVersion,
-        certificate: connection.remote.certificate,
-        data: new Map(),
-      };
-      if (deps.isFull(client.id)) {
-        refuse(connection, { ...connect, clientId: client.id }, "serverBusy");
-        return;
-      }
-      const exchange = exchangeOf(connection, connect);
-      if (exchange) exchanges.set(connection, exchange);
-      const arrival: Arrival = { connection, client, connect, keepalive, exchange };
-      const { clean, password, will, properties } = connect;
-      const packet = {
-        clientId: client.id,
-        clean,
-        keepalive: connect.keepalive,
-        password,
-        username,
-        will,
-        properties,
-      };
-      const job: Job = {
-        type: "Connect",
-        origin: "client",
-        packet,
-        client,
-        lane: createLane(),
-        auth: exchange?.auth,
-      };
-      const outcome = deps.run(job, (late) => authenticated(arrival, late));
-      if (outcome) authenticated(arrival, outcome);
+      arrive(connection, connect, keepalive);
     },
     packet(connection, packet) {
       if (packet.cmd === "auth" && exchanges.get(connection)?.answered(packet)) return;
@@ -222,6 +204,58 @@ export function createAdmission(initial: RateLimit | undefined, deps: AdmissionD
       exchanges.delete(connection);
     },
   };
+
+  function arrive(connection: Connection, connect: ConnectIn, keepalive: number): void {
+    const { spec } = deps;
+    // Without an id the session can't be found again [MQTT-3.1.3-8]; MQTT 5 tells the client the one it is given.
+    if (connect.clientId === "" && !connect.clean && connect.protocolVersion !== 5) {
+      refuse(connection, connect, "clientIdentifierNotValid");
+      return;
+    }
+    const unserved = willProblem(connect, spec);
+    if (unserved) {
+      refuse(connection, connect, unserved);
+      return;
+    }
+    // What a certificate proves counts for more than what a CONNECT says.
+    const username = connection.remote.username ?? connect.username;
+    const client: Client = {
+      // An id of its own [MQTT-3.1.3-6], so that anonymous clients don't take each other over.
+      id: connect.clientId === "" ? `auto-${randomUUID()}` : connect.clientId,
+      username,
+      address: connection.address,
+      protocolVersion: connect.protocolVersion,
+      certificate: connection.remote.certificate,
+      data: new Map(),
+    };
+    if (deps.isFull(client.id)) {
+      refuse(connection, { ...connect, clientId: client.id }, "serverBusy");
+      return;
+    }
+    const exchange = exchangeOf(connection, connect);
+    if (exchange) exchanges.set(connection, exchange);
+    const arrival: Arrival = { connection, client, connect, keepalive, exchange };
+    const { clean, password, will, properties } = connect;
+    const packet = {
+      clientId: client.id,
+      clean,
+      keepalive: connect.keepalive,
+      password,
+      username,
+      will,
+      properties,
+    };
+    const job: Job = {
+      type: "Connect",
+      origin: "client",
+      packet,
+      client,
+      lane: createLane(),
+      auth: exchange?.auth,
+    };
+    const outcome = deps.run(job, (late) => authenticated(arrival, late));
+    if (outcome) authenticated(arrival, outcome);
+  }
 
   function exchangeOf(connection: Connection, { properties }: ConnectIn): AuthExchange | undefined {
     if (properties?.authenticationMethod === undefined) return undefined;
@@ -237,6 +271,11 @@ export function createAdmission(initial: RateLimit | undefined, deps: AdmissionD
       received: () => connection.pause(pause.auth),
     });
   }
+}
+
+/** What of a client another node is told. */
+function idOf({ id, username, address, protocolVersion }: Client): WillOfClient["client"] {
+  return { id, username, address, protocolVersion };
 }
 
 /** Seconds that the session outlives the connection: as asked for, within the proxy's bound. */

@@ -3,7 +3,8 @@ import type { Connection } from "./connection.ts";
 import type { InboundWork } from "./inbound-work.ts";
 import type { Outcome } from "./outcome.ts";
 import type { ConnectIn } from "./packet.ts";
-import type { Job } from "./pipeline.ts";
+import type { DeadLetter, Poison } from "./poison.ts";
+import type { Done, Job } from "./pipeline.ts";
 import type { Client } from "./plugin.ts";
 import type { ProxyMetrics } from "./proxy-metrics.ts";
 import type { ProxySpec } from "./spec.ts";
@@ -31,11 +32,14 @@ export interface PeerDeps {
   readonly meters: ProxyMetrics;
   readonly wills: Wills;
   readonly inboundWork: InboundWork<Outcome>;
+  readonly poison: Poison;
   now(): number;
   /** Returns the outcome where it is there at once; else calls `done` later. */
-  run(job: Job, done: (outcome: Outcome) => void): Outcome | undefined;
+  run<J extends Job>(job: J, done: Done<J>): Outcome | undefined;
   /** Runs what outlives the connection, until it calls `done`: a stop waits for it. */
   outlive(run: (done: () => void) => void): void;
+  /** The dead-letter pipeline has run. @param failed how, where it did not pass */
+  buried(clientId: string, letter: DeadLetter, failed: Outcome | undefined): void;
   /** The store failed this client. */
   storeFailed(clientId: string, error: unknown): void;
 }

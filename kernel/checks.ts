@@ -216,6 +216,30 @@ export function checkPresence(proxy: Entry, known: KnownPipelines, found: Issues
   if (invalid !== undefined) found.problem(proxy.where(["presence", "topic"]), `is no topic name: ${invalid}`);
 }
 
+/** `onPoison` and `deadLetter`: a pipeline that takes Publish packets, and not the one that they faulted in. */
+export function checkDeadLetter(proxy: Entry, known: KnownPipelines, found: Issues): void {
+  const { onPoison, deadLetter, rules } = proxy.options;
+  if (!isMap(deadLetter)) {
+    if (onPoison === "deadLetter") {
+      found.problem(proxy.where(["onPoison"]), "needs deadLetter: set deadLetter.pipeline to the name of a Pipeline");
+    }
+    return;
+  }
+  if (onPoison === "close") found.warning(proxy.where(["deadLetter"]), "is only used with onPoison: deadLetter");
+  const { pipeline } = deadLetter;
+  checkUse(proxy, ["deadLetter", "pipeline"], pipeline, "Publish", known, found);
+  const isCycle = listOf(rules).some(
+    (rule) =>
+      isMap(rule) && isMap(rule["when"]) && rule["when"]["packetType"] === "Publish" && rule["pipeline"] === pipeline,
+  );
+  if (typeof pipeline === "string" && isCycle) {
+    found.problem(
+      proxy.where(["deadLetter", "pipeline"]),
+      `"${pipeline}" is the pipeline of the Publish rule, in which the packet has faulted: name another one`,
+    );
+  }
+}
+
 /** Whether there is a pipeline of this name, and it can be used for these packets. */
 function checkUse(
   proxy: Entry,

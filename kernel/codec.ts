@@ -1,25 +1,18 @@
 /**
  * Bytes to packets, and mqtt-packet, which it alone imports. The stream is split into packets here (framing.ts), since
  * mqtt-packet would buffer whatever length is claimed. Those of MQTT 3.1 and 3.1.1 are judged (frame.ts), since it lets
- * much pass, and then parsed by it; those of MQTT 5 have their own reader (reader-v5.ts). Its generator writes what is sent (encoder.ts).
+ * much pass, and then parsed by it, save for PUBLISH and its acks, which come once a message (reader-v4.ts, ADR 0029);
+ * those of MQTT 5 have their own reader (reader-v5.ts). Its generator writes what is sent (encoder.ts).
  */
 import { generate, parser as createParser, writeToStream } from "mqtt-packet";
 import type { Packet, Parser } from "mqtt-packet";
-import {
-  allowsDup,
-  bodyProblem,
-  bodyStart,
-  connectVersion,
-  malformed,
-  packetTypes,
-  protocolProblem,
-  textProblem,
-} from "./frame.ts";
+import { allowsDup, bodyProblem, bodyStart, connectVersion, malformed, packetTypes, protocolProblem } from "./frame.ts";
 import type { Refusal } from "./frame.ts";
 import { createFraming } from "./framing.ts";
 import type { Framing } from "./framing.ts";
 import type { InPacket, ProtocolVersion } from "./packet.ts";
 import { variableBytes } from "./properties.ts";
+import { noPacketId, readAck, readPublish } from "./reader-v4.ts";
 import { readV5 } from "./reader-v5.ts";
 import { reasonCodes } from "./reasons.ts";
 import { topicNameProblem } from "./topics.ts";
@@ -56,6 +49,18 @@ function decode(bytes: Buffer, at: number, end: number, version: ProtocolVersion
       return { ...wasteful, connack: reasonCodes.malformedPacket };
     }
   }
+  switch (type) {
+    case packetTypes.publish:
+      return readPublish(bytes, bytes.readUInt8(at), body, end, end - at);
+    case packetTypes.puback:
+      return readAck("puback", bytes, body, end);
+    case packetTypes.pubrec:
+      return readAck("pubrec", bytes, body, end);
+    case packetTypes.pubrel:
+      return readAck("pubrel", bytes, body, end);
+    case packetTypes.pubcomp:
+      return readAck("pubcomp", bytes, body, end);
+  }
   const problem = bodyProblem(type, bytes, body, end);
   if (problem !== undefined) return problem;
   // mqtt-packet knows 3.1.1's rule alone; these bytes are ours to change.
@@ -64,27 +69,6 @@ function decode(bytes: Buffer, at: number, end: number, version: ProtocolVersion
   const packet = parseFrame(bytes, at, end, version);
   if (packet instanceof Error) return malformed(`not a valid packet: ${packet.message}`);
   switch (packet.cmd) {
-    case "publish": {
-      const { topic, qos } = packet;
-      // U+FFFD stands for what was not UTF-8, unless the client sent it.
-      const fault = topic.includes("\uFFFD")
-        ? (textProblem(bytes, body + 2, body + 2 + bytes.readUInt16BE(body)) ?? topicNameProblem(topic))
-        : topicNameProblem(topic);
-      if (fault !== undefined) return malformed(`PUBLISH with a wrong topic name: ${fault}`);
-      const packetId = qos === 0 ? undefined : packet.messageId;
-      if (qos !== 0 && !isPacketId(packetId)) return noPacketId("PUBLISH");
-      const payload = packet.payload as Buffer;
-      const { retain, dup } = packet;
-      const none = { properties: undefined, topicAlias: 0 };
-      return { cmd: "publish", topic, payload, qos, retain, dup, packetId, ...none, bytes: end - at };
-    }
-    case "puback":
-    case "pubrec":
-    case "pubrel":
-    case "pubcomp": {
-      const packetId = packet.messageId;
-      return isPacketId(packetId) ? { cmd: packet.cmd, packetId, reasonCode: 0 } : noPacketId(packet.cmd.toUpperCase());
-    }
     case "connect": {
       const { clientId, clean = true, keepalive = 0, username, password, will } = packet;
       const fault = will && topicNameProblem(will.topic);
@@ -139,10 +123,6 @@ const plainOptions = { noLocal: false, retainAsPublished: false, retainHandling:
 /** mqtt-packet reads -1 where the id is missing. [MQTT-2.3.1-1] */
 function isPacketId(id: number | undefined): id is number {
   return id !== undefined && id > 0;
-}
-
-function noPacketId(name: string): Refusal {
-  return malformed(`${name} with the packet id missing or 0 [MQTT-2.3.1-1]`);
 }
 
 type FrameParser = (bytes: Buffer, at: number, end: number, version: 0 | 3 | 4) => Packet | Error;

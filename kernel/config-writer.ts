@@ -1,5 +1,7 @@
 /** A change of documents -> new texts of the config's files. Pure: nothing is read or written here. */
+import { createHash } from "node:crypto";
 import { basename, join } from "node:path";
+import { isDeepStrictEqual } from "node:util";
 import type { LoadedSpec, WrittenDocument } from "./config.ts";
 import { configError, SluiceError } from "./errors.ts";
 import { plainKind } from "./kind-name.ts";
@@ -46,6 +48,47 @@ export function changeTexts(
     changed.set(file, text);
   }
   return changed;
+}
+
+/** What has to be put and removed to come from one to the other: as it is written, `${...}` included. */
+export function changeBetween(before: Written, after: Written): ConfigChange {
+  const [old, next] = [documentsOf(before), documentsOf(after)];
+  return {
+    put: [...next].filter(([key, document]) => !isDeepStrictEqual(old.get(key), document)).map(([, each]) => each),
+    remove: [...old].filter(([key]) => !next.has(key)).map(([, { kind, name }]) => ({ kind, name })),
+  };
+}
+
+/** Of the documents as they are written, whatever their order, files and comments. */
+export function digestOf(written: Written): string {
+  let texts: readonly string[];
+  try {
+    texts = [...documentsOf(written).values()].map((document) => JSON.stringify(sorted(document))).toSorted();
+  } catch {
+    // YAML that can be read, but not be parted into its documents.
+    texts = [...written.texts.values()];
+  }
+  return createHash("sha256").update(texts.join("\n")).digest("hex").slice(0, 12);
+}
+
+function sorted(value: unknown): unknown {
+  if (Array.isArray(value)) return value.map(sorted);
+  if (typeof value !== "object" || value === null) return value;
+  const entries = Object.entries(value).toSorted(([a], [b]) => (a < b ? -1 : 1));
+  return Object.fromEntries(entries.map(([key, part]) => [key, sorted(part)]));
+}
+
+function documentsOf({ texts, written }: Written): Map<string, ConfigDocument> {
+  const found = new Map<string, ConfigDocument>();
+  for (const [file, text] of texts) {
+    for (const section of split(file, text, written)) {
+      if (!section.document) continue;
+      const { kind, name } = section.document;
+      const value = readDocumentText(section.text)?.value as object;
+      found.set(`${kind} ${name}`, { ...value, kind, name });
+    }
+  }
+  return found;
 }
 
 /** Plain data, as it will be read again. */

@@ -5,6 +5,7 @@ import {
   checkAddresses,
   checkNames,
   checkPipeline,
+  checkDeadLetter,
   checkPresence,
   checkRules,
   checkStore,
@@ -445,6 +446,7 @@ function check({ files, proxies, pipelines, entries, found }: Parts): ReadListen
     const isOpen = own.some(({ spec }) => spec.tls?.clientCertificate !== "require");
     checkRules(proxy, known, isOpen, found);
     checkPresence(proxy, known, found);
+    checkDeadLetter(proxy, known, found);
     mendNumbers(proxy, found);
     return own;
   });

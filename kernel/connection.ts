@@ -1,7 +1,7 @@
 /** One client's connection: CONNECT deadline, keep alive, ordered acks, back-pressure, closed once. */
 import type { Duplex } from "node:stream";
 import { createDecoder, type Decoder, type InPacket, type Refusal } from "./codec.ts";
-import { encodeDisconnect } from "./encoder.ts";
+import { encodeDisconnect, type PublishTemplate, type ShortAck, shortAckBytes, writeShortAck } from "./encoder.ts";
 import type { Remote } from "./listener.ts";
 import type { ProtocolVersion } from "./packet.ts";
 import type { Reason } from "./plugin.ts";
@@ -20,6 +20,7 @@ export type CloseReason =
   | "refused"
   | "takenOver"
   | "removed"
+  | "storeLost"
   | "pipeline"
   | "fault"
   | "shutdown";
@@ -41,6 +42,7 @@ const farewells: Partial<Record<CloseReason, Farewell>> = {
   protocolError: { reason: "protocolError" },
   takenOver: { reason: "sessionTakenOver" },
   removed: { reason: "administrativeAction" },
+  storeLost: { reason: "useAnotherServer" },
   pipeline: { reason: "unspecifiedError" },
   fault: { reason: "implementationSpecificError" },
   shutdown: { reason: "serverShuttingDown" },
@@ -80,7 +82,7 @@ export interface Work {
   readonly bytes: number;
   state: "pending" | "ended";
   /** Once it has ended; undefined = none is ever sent. */
-  ack: Buffer | undefined;
+  ack: Buffer | ShortAck | undefined;
 }
 
 /** Why nothing is read from the socket; bits of one number. */
@@ -94,6 +96,9 @@ const maxOutputBytes = 1024 * 1024;
 
 /** Bytes that are written at once rather than at the end of the tick, so that a burst finds out that the peer is slow. */
 const maxBatchBytes = 256 * 1024;
+
+/** Settled PUBLISHes in front of the list that are kept until it is worth moving the others. */
+const maxSettled = 64;
 
 /** How long a closed connection may take to send what was written before. */
 const lingerMs = 2000;
@@ -111,11 +116,14 @@ export class Connection {
   private readonly decoder: Decoder;
   private paused = 0;
   private decoding = false;
-  private out: Buffer[] = [];
+  /** What leaves next. A negative number is of the buffer behind it: where its packet id goes, and which. */
+  private out: (Buffer | ShortAck)[] = [];
   private outBytes = 0;
   private flushing = false;
   private blocked = false;
   private works: Work[] = [];
+  /** In front of it are those whose acks have left. */
+  private firstWork = 0;
   private inWork = 0;
   private inWorkBytes = 0;
   private lastReceivedAt = performance.now();
@@ -139,9 +147,10 @@ export class Connection {
     this.timer = setTimeout(() => this.close("connectTimeout"), limits.connectTimeoutMs);
     socket.on("data", (chunk: Buffer) => this.received(chunk));
     socket.on("drain", () => this.drained());
-    socket.on("error", () => this.close("connectionLost"));
-    socket.on("end", () => this.close("connectionLost"));
-    socket.on("close", () => this.close("connectionLost"));
+    const lost = (): void => this.close("connectionLost");
+    socket.on("error", lost);
+    socket.on("end", lost);
+    socket.on("close", lost);
   }
 
   get address(): string {
@@ -157,23 +166,39 @@ export class Connection {
     if (this.keepAliveMs > 0) this.timer = setTimeout(() => this.checkKeepAlive(), this.keepAliveMs);
   }
 
-  send(frame: Buffer): void {
+  send(frame: Buffer | ShortAck): void {
     if (this.closed) return;
-    if (frame.length > this.maximumPacketSize) {
+    const length = typeof frame === "number" ? shortAckBytes : frame.length;
+    if (length > this.maximumPacketSize) {
       // Nothing that it could do without: it would wait for that.
       this.close("packetTooLarge");
       return;
     }
     this.out.push(frame);
-    this.outBytes += frame.length;
+    this.queued(length);
+  }
+
+  /** A PUBLISH whose bytes all subscribers share: its packet id is set where it is copied for the socket. */
+  sendTemplate({ bytes, idAt }: PublishTemplate, packetId: number): void {
+    if (this.closed) return;
+    if (idAt >= 0) this.out.push(-(idAt * 0x1_0000 + packetId));
+    this.out.push(bytes);
+    this.queued(bytes.length);
+  }
+
+  private queued(length: number): void {
+    this.outBytes += length;
     if (this.outBytes > maxBatchBytes) this.flush();
     if (this.flushing) return;
     // One write a tick, however many packets: the acks of a whole Kafka batch leave together.
     this.flushing = true;
-    process.nextTick(() => {
-      this.flushing = false;
-      this.flush();
-    });
+    process.nextTick(flushLater, this);
+  }
+
+  /** What was sent in this tick leaves. */
+  flushed(): void {
+    this.flushing = false;
+    this.flush();
   }
 
   /** False while the peer doesn't take what was written: deliveries wait, acks don't. */
@@ -213,41 +238,46 @@ export class Connection {
     return this.inWork;
   }
 
-  /** A PUBLISH enters the pipeline. @param packetId 0 at QoS 0 */
-  begin(packetId: number, bytes: number): Work {
-    const work: Work = { packetId, bytes, state: "pending", ack: undefined };
-    if (packetId !== 0) this.works.push(work);
+  /** A PUBLISH enters the pipeline. */
+  begin(work: Work): void {
+    if (work.packetId !== 0) this.works.push(work);
     this.inWork++;
-    this.inWorkBytes += bytes;
+    this.inWorkBytes += work.bytes;
     const { maxInWork, maxInWorkBytes } = this.owner.limits;
     if (this.inWork >= maxInWork || this.inWorkBytes >= maxInWorkBytes) this.pause(pause.work);
-    return work;
   }
 
   /**
    * It has left the pipeline: PUBACKs and PUBRECs go out in the order of the PUBLISHes [MQTT-4.6.0-2] [MQTT-4.6.0-3]; a
    * fault, which has no `ack`, leaves a hole.
    */
-  finish(work: Work, ack: Buffer | undefined): void {
+  finish(work: Work, ack: Buffer | ShortAck | undefined): void {
     work.state = "ended";
     work.ack = ack;
     this.inWork--;
     this.inWorkBytes -= work.bytes;
-    if (work.packetId !== 0 && this.works[0] === work) {
-      let settled = 0;
-      for (const next of this.works) {
-        if (next.state === "pending") break;
-        if (next.ack) this.send(next.ack);
-        settled++;
-      }
-      this.works.splice(0, settled);
-    }
+    if (work.packetId !== 0 && this.works[this.firstWork] === work) this.acknowledge();
     if (
       (this.paused & pause.work) !== 0 &&
       this.inWork <= this.owner.limits.maxInWork / 2 &&
       this.inWorkBytes <= this.owner.limits.maxInWorkBytes / 2
     ) {
       this.resume(pause.work);
+    }
+  }
+
+  private acknowledge(): void {
+    const { works } = this;
+    let at = this.firstWork;
+    for (let next = works[at]; next && next.state === "ended"; next = works[++at]) {
+      if (next.ack !== undefined) this.send(next.ack);
+    }
+    // Closed meanwhile.
+    if (works !== this.works) return;
+    this.firstWork = at;
+    if (at === works.length || at > maxSettled) {
+      works.splice(0, at);
+      this.firstWork = 0;
     }
   }
 
@@ -260,6 +290,7 @@ export class Connection {
     clearTimeout(this.timer);
     clearTimeout(this.limitTimer);
     this.works = [];
+    this.firstWork = 0;
     const { socket } = this;
     if (!socket.destroyed) {
       socket.removeAllListeners("data");
@@ -288,7 +319,11 @@ export class Connection {
 
   private received(chunk: Buffer): void {
     this.lastReceivedAt = performance.now();
+    const isFirst = !this.flushing;
+    // What these bytes are answered with leaves behind them, without a tick of its own.
+    this.flushing = true;
     this.decode(chunk);
+    if (isFirst) this.flushed();
     if (!this.closed && this.owner.turns.spend(this, chunk.length)) this.pause(pause.turn);
   }
 
@@ -315,7 +350,7 @@ export class Connection {
   private flush(): void {
     if (this.out.length === 0 || this.closed || this.socket.destroyed) return;
     const [first] = this.out;
-    const frame = this.out.length === 1 && first ? first : Buffer.concat(this.out);
+    const frame = this.out.length === 1 && typeof first === "object" ? first : joined(this.out, this.outBytes);
     this.out = [];
     this.outBytes = 0;
     if (!this.socket.write(frame)) this.blocked = true;
@@ -337,4 +372,28 @@ export class Connection {
     }
     this.timer = setTimeout(() => this.checkKeepAlive(), suspended ? this.keepAliveMs : this.keepAliveMs - idle);
   }
+}
+
+function flushLater(connection: Connection): void {
+  connection.flushed();
+}
+
+function joined(frames: readonly (Buffer | ShortAck)[], length: number): Buffer {
+  const bytes = Buffer.allocUnsafe(length);
+  let at = 0;
+  let patch = 0;
+  for (const frame of frames) {
+    if (typeof frame === "object") {
+      frame.copy(bytes, at);
+      if (patch > 0) bytes.writeUInt16BE(patch % 0x1_0000, at + Math.floor(patch / 0x1_0000));
+      patch = 0;
+      at += frame.length;
+    } else if (frame < 0) {
+      patch = -frame;
+    } else {
+      writeShortAck(frame, bytes, at);
+      at += shortAckBytes;
+    }
+  }
+  return bytes;
 }

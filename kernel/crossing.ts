@@ -3,7 +3,7 @@
  * A Buffer is a view, and cloning it would take along all that it is a view on; so payloads are packed into one new block
  * of memory that changes hands, and other Buffers are copied to their own size.
  */
-import type { Client, FilterContext, FilterKind, Health, Message, PublishOutcome } from "./plugin.ts";
+import type { Client, FilterContext, FilterKind, Health, Host, Message, PublishOutcome } from "./plugin.ts";
 import type { KindSource } from "./plugin-code.ts";
 import type { MessagePort } from "node:worker_threads";
 
@@ -18,7 +18,12 @@ export interface ThreadData {
   /** See {@link cell}. */
   readonly cells: Int32Array;
   /** To run a filter; else only to declare the kind and validate options. */
-  readonly run?: { readonly name: string; readonly folder: string; readonly about: object };
+  readonly run?: {
+    readonly name: string;
+    readonly folder: string;
+    readonly about: object;
+    readonly worker: Host["worker"];
+  };
   readonly options: unknown;
 }
 
@@ -58,7 +63,7 @@ export interface PacketOut {
   readonly id: number;
   readonly result?: string | undefined;
   /** In place of a result: it threw or rejected. */
-  readonly error?: { readonly message: string; readonly code: string | undefined };
+  readonly error?: ThreadError;
   readonly verdict?: readonly ["drop"] | readonly ["reject" | "disconnect", ...Parameters<FilterContext["reject"]>];
   /** Fields that were replaced. */
   readonly packet?: Record<string, unknown> | undefined;
@@ -84,6 +89,8 @@ export interface Inward {
 export interface ThreadError {
   readonly message: string;
   readonly code: string | undefined;
+  /** As a {@link Fault} says it. */
+  readonly poison?: boolean | undefined;
 }
 
 export interface LogLine {

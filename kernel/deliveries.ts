@@ -14,8 +14,14 @@ export interface Deliveries {
   keep(message: Message, from: string | undefined, bytes: number): KeptMessage;
   hold(message: KeptMessage): void;
   letGo(message: KeptMessage): void;
-  /** To one session: sent at once, queued, or lost. */
-  give(target: Target, message: KeptMessage, retain: boolean, receipts: PublishOptions["receipts"]): Entry;
+  /** To one session: sent at once, queued, or lost. @param packetId of a delivery that another node has sent before */
+  give(
+    target: Target,
+    message: KeptMessage,
+    retain: boolean,
+    receipts: PublishOptions["receipts"],
+    packetId?: number,
+  ): Entry;
   /** The same delivery, to another session. What is left of it in this one is the caller's to free. */
   pass(from: Session, entry: Entry, target: Target): void;
   /** The session has it back from an earlier process. */
@@ -30,7 +36,7 @@ export interface Deliveries {
 }
 
 export interface DeliveriesOwner {
-  readonly ledger: Ledger | undefined;
+  readonly ledger: Pick<Ledger, "delivery" | "forgetDelivery"> | undefined;
   onDropped(reason: string, count: number): void;
   now(): number;
 }
@@ -97,6 +103,7 @@ export function createDeliveries(owner: DeliveriesOwner, last: { messageSeq: num
     message: KeptMessage,
     retain: boolean,
     receipts: PublishOptions["receipts"],
+    packetId = 0,
   ): Entry {
     const { session } = held;
     const entry: Entry = {
@@ -104,14 +111,15 @@ export function createDeliveries(owner: DeliveriesOwner, last: { messageSeq: num
       qos: grant.qos < message.qos ? grant.qos : message.qos,
       retain,
       identifiers: grant.identifiers,
-      packetId: 0,
+      packetId,
       released: false,
       seq: ++entrySeq,
       sharedBy,
       receipts,
       withdrawn: false,
       recorded: false,
-      isSafe: false,
+      isSafe: packetId > 0,
+      sentBefore: packetId > 0,
     };
     count++;
     hold(message);

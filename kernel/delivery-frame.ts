@@ -11,24 +11,36 @@ interface Frames {
   keyed: Map<string, PublishTemplate> | undefined;
 }
 
-export interface FrameOptions {
-  readonly protocolVersion: ProtocolVersion;
-  readonly dup: boolean;
-  /** Milliseconds since the epoch, for what is left of the message expiry. */
-  readonly now?: number;
-  readonly alias?: { readonly id: number; readonly isNew: boolean } | undefined;
+/** A topic alias for this delivery. */
+export interface DeliveryAlias {
+  readonly id: number;
+  readonly isNew: boolean;
 }
 
-/** At QoS 0 maybe the bytes that all subscribers share: do not change them. */
-export function encodeDelivery(delivery: Delivery, o: FrameOptions): Buffer {
-  const { message, qos, packetId } = delivery;
-  const template = templateOf(delivery, o);
+export interface FrameOptions {
+  readonly dup: boolean;
+  /** Milliseconds since the epoch, for what is left of the message expiry. */
+  readonly now?: () => number;
+  readonly alias?: DeliveryAlias | undefined;
+}
+
+/** At QoS 0 maybe the bytes that all subscribers share: do not change them. @param template {@link templateOf} it */
+export function encodeDelivery(
+  { message, qos, packetId }: Delivery,
+  template: PublishTemplate,
+  o: FrameOptions,
+): Buffer {
   return publishFromTemplate(template, {
     packetId: qos === 0 ? undefined : packetId,
     dup: o.dup,
-    messageExpiry: template.expiryAt < 0 ? undefined : secondsLeft(message, o.now),
+    messageExpiry: template.expiryAt < 0 ? undefined : secondsLeft(message, o.now?.()),
     alias: o.alias?.id,
   });
+}
+
+/** Nothing but the packet id differs from one subscriber to the next. */
+export function isPlain({ expiryAt, aliasAt }: PublishTemplate): boolean {
+  return expiryAt < 0 && aliasAt < 0;
 }
 
 /** What it was published with, less the time that it waited [MQTT-3.3.2-6]. Sent again at the end of it, 1 is left. */
@@ -37,24 +49,32 @@ function secondsLeft({ expiresAt, properties }: StoredMessage, now: number | und
   return Math.max(1, Math.ceil((expiresAt - now) / 1000));
 }
 
-function templateOf({ message, qos, retain, identifiers }: Delivery, o: FrameOptions): PublishTemplate {
+/** The delivery's bytes, all but what differs from one subscriber to the next; made once for all that get the same. */
+export function templateOf(
+  { message, qos, retain, identifiers }: Delivery,
+  protocolVersion: ProtocolVersion,
+  deliveryAlias?: DeliveryAlias,
+): PublishTemplate {
   const frames = (message.frames ??= { plain: [], keyed: undefined }) as Frames;
-  const isV5 = o.protocolVersion === 5;
-  const alias = o.alias === undefined ? "none" : o.alias.isNew ? "define" : "use";
+  const isV5 = protocolVersion === 5;
+  const alias = deliveryAlias === undefined ? "none" : deliveryAlias.isNew ? "define" : "use";
   const index = qos * 2 + (retain ? 1 : 0) + (isV5 ? 6 : 0) + aliasOffsets[alias];
-  const make = (): PublishTemplate =>
-    encodePublishTemplate(message, {
+  if (!isV5 || identifiers.length === 0) {
+    return (frames.plain[index] ??= encodePublishTemplate(message, {
       qos,
       retain,
-      protocolVersion: o.protocolVersion,
-      identifiers: isV5 ? identifiers : [],
+      protocolVersion,
+      identifiers: [],
       alias,
-    });
-  if (!isV5 || identifiers.length === 0) return (frames.plain[index] ??= make());
+    }));
+  }
   const keyed = (frames.keyed ??= new Map());
   const key = `${index} ${identifiers.join()}`;
   let template = keyed.get(key);
-  if (!template) keyed.set(key, (template = make()));
+  if (!template) {
+    template = encodePublishTemplate(message, { qos, retain, protocolVersion, identifiers, alias });
+    keyed.set(key, template);
+  }
   return template;
 }
 

@@ -96,6 +96,26 @@ export function encodeAck(cmd: keyof typeof acks, packetId: number, reasonCode =
   });
 }
 
+/**
+ * An ack without a reason code as a number, which costs no object: its first byte and its packet id. The same in every
+ * version, see {@link encodeAck}; {@link writeShortAck} makes bytes of it.
+ */
+export type ShortAck = number;
+
+/** Bytes that a {@link ShortAck} has. */
+export const shortAckBytes = 4;
+
+export function shortAck(cmd: keyof typeof acks, packetId: number): ShortAck {
+  return acks[cmd].readUInt8(0) * 0x1_0000 + packetId;
+}
+
+export function writeShortAck(ack: ShortAck, bytes: Buffer, at: number): void {
+  bytes[at] = ack >> 16;
+  bytes[at + 1] = 2;
+  bytes[at + 2] = (ack >> 8) & 0xff;
+  bytes[at + 3] = ack & 0xff;
+}
+
 /** One code for each topic filter of the SUBSCRIBE, in its order [MQTT-3.8.4-5]: the granted QoS, or 0x80. */
 export function encodeSuback(packetId: number, codes: readonly number[]): Buffer {
   return writePacket({ cmd: "suback", messageId: packetId, granted: [...codes] });

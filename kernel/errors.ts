@@ -33,6 +33,7 @@ export const codes = {
   UNSUPPORTED_VERSION: "a client that speaks a version of MQTT which is not served",
   PACKET_TOO_LARGE: "a packet over the maximum size",
   PIPELINE_DEADLINE: "a pipeline did not finish before its deadline",
+  PROXY_FULL: "a proxy has as many clients as maxAllowedConnection lets it",
   QUEUE_FULL: "a session's queue is full",
   STORE_CLOSED: "the session store is closed",
   STORE_FAILED: "the session store could not make a message or subscription safe",

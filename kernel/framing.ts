@@ -20,56 +20,50 @@ export interface Framing {
 /** Takes one whole packet, `bytes` from `at` to `end`. Returns a refusal, or false to pause. `version`: 0 until CONNECT. */
 export type OnFrame = (bytes: Buffer, at: number, end: number, version: ProtocolVersion | 0) => Refusal | boolean;
 
-interface State {
+/** A class because there are as many as connections. */
+class State implements Framing {
   readonly maxPacketBytes: number;
   readonly onFrame: OnFrame;
-  version: ProtocolVersion | 0;
+  version: ProtocolVersion | 0 = 0;
   refusal: Refusal | undefined;
   /** A DISCONNECT came. */
-  ended: boolean;
+  ended = false;
   /** The start of a packet that is not whole yet; a buffer of its own, filled up to `filled`. */
   partial: Buffer | undefined;
-  filled: number;
+  filled = 0;
   /** What is left unread while paused. */
   unread: Buffer | undefined;
-  paused: boolean;
+  paused = false;
   /** `onFrame` is being called; and `resume` was called from there. */
-  delivering: boolean;
-  resumed: boolean;
+  delivering = false;
+  resumed = false;
+
+  constructor(maxPacketBytes: number, onFrame: OnFrame) {
+    this.maxPacketBytes = maxPacketBytes;
+    this.onFrame = onFrame;
+  }
+
+  push(chunk: Buffer): Refusal | undefined {
+    if (this.refusal !== undefined || this.ended) return this.refusal;
+    if (!this.paused) return read(this, chunk);
+    this.unread = this.unread === undefined ? chunk : Buffer.concat([this.unread, chunk]);
+    return undefined;
+  }
+
+  resume(): Refusal | undefined {
+    if (this.delivering) {
+      this.resumed = true;
+      return undefined;
+    }
+    const { unread } = this;
+    this.paused = false;
+    this.unread = undefined;
+    return unread === undefined ? this.refusal : read(this, unread);
+  }
 }
 
 export function createFraming(maxPacketBytes: number, onFrame: OnFrame): Framing {
-  const state: State = {
-    maxPacketBytes,
-    onFrame,
-    version: 0,
-    refusal: undefined,
-    ended: false,
-    partial: undefined,
-    filled: 0,
-    unread: undefined,
-    paused: false,
-    delivering: false,
-    resumed: false,
-  };
-  return {
-    push(chunk) {
-      if (state.refusal !== undefined || state.ended) return state.refusal;
-      if (!state.paused) return read(state, chunk);
-      state.unread = state.unread === undefined ? chunk : Buffer.concat([state.unread, chunk]);
-      return undefined;
-    },
-    resume() {
-      if (state.delivering) {
-        state.resumed = true;
-        return undefined;
-      }
-      const { unread } = state;
-      state.paused = false;
-      state.unread = undefined;
-      return unread === undefined ? state.refusal : read(state, unread);
-    },
-  };
+  return new State(maxPacketBytes, onFrame);
 }
 
 function read(state: State, chunk: Buffer): Refusal | undefined {

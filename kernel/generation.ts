@@ -5,8 +5,9 @@ import { createHost, type HostSource } from "./host.ts";
 import { createPipeline, type FilterInstance, type Pipeline } from "./pipeline.ts";
 import type { Clock, Service } from "./plugin.ts";
 import { filterChanges, filtersOf, isSuccessor } from "./plan.ts";
-import { createProxy, type Proxy, type ProxyChange } from "./proxy.ts";
-import type { FilterSpec, ObjectRef, PipelineSpec, ServiceSpec, Spec } from "./spec.ts";
+import { createProxy, type Proxy, type ProxyChange, type ProxyDeps } from "./proxy.ts";
+import type { Siblings } from "./siblings.ts";
+import type { FilterSpec, ObjectRef, PipelineSpec, ProxySpec, ServiceSpec, Spec } from "./spec.ts";
 import type { Store } from "./store.ts";
 import { isDeepStrictEqual } from "node:util";
 
@@ -53,6 +54,10 @@ export interface Workshop {
   pipeline(name: string): Pipeline | undefined;
   /** How long a filter's `create` or a service's `start` may take. */
   readonly startDeadlineMs: number;
+  /** In place of a proxy with listeners of its own. */
+  createProxy?(spec: ProxySpec, deps: ProxyDeps): Proxy;
+  /** Of a proxy whose clients are shared out among workers. */
+  siblings?(proxy: string): Siblings | undefined;
 }
 
 /** How long a service's `stop` or a filter's `close` may take before the others are closed without it. */
@@ -67,6 +72,8 @@ export async function buildGeneration(running: Generation, spec: Spec, workshop:
   const proxies = new Map<string, Proxy>();
   const changes: (ProxyChange & { readonly name: string })[] = [];
   const rollback = async (): Promise<void> => closeAll(built.toReversed(), source);
+  const makeProxy = (wanted: ProxySpec, deps: ProxyDeps): Proxy =>
+    workshop.createProxy?.(wanted, deps) ?? createProxy(wanted, deps);
   try {
     for (const wanted of filtersOf(spec)) {
       const old = running.filters.get(wanted.name);
@@ -81,7 +88,7 @@ export async function buildGeneration(running: Generation, spec: Spec, workshop:
     for (const wanted of spec.proxies) {
       const proxy =
         running.proxies.get(wanted.name) ??
-        createProxy(wanted, {
+        makeProxy(wanted, {
           pipeline: (name) => workshop.pipeline(name),
           addresses: workshop.addresses,
           store: workshop.store,
@@ -89,6 +96,7 @@ export async function buildGeneration(running: Generation, spec: Spec, workshop:
           log: source.log.child({ proxy: wanted.name }),
           clock: workshop.clock,
           version: source.shared.about().version,
+          siblings: workshop.siblings?.(wanted.name),
         });
       const change = await located(spec, { family: "proxy", name: wanted.name }, proxy.prepare(wanted));
       built.push({ name: wanted.name, close: () => Promise.resolve(change.rollback()) });

@@ -9,13 +9,17 @@ export interface InboundIds {
   add(session: Session, packetId: number): void;
   settle(session: Session, packetId: number): void;
   delete(session: Session, packetId: number): void;
+  /** Those that {@link has} tells of. */
+  ids(session: Session): Iterable<number>;
 }
 
 export function createInboundIds(ledger: Ledger | undefined): InboundIds {
   const lasts = (session: Session): boolean => ledger !== undefined && session.expirySec > 0;
+  const none: ReadonlySet<number> = new Set();
   return {
     has: (session, packetId) =>
       session.inbound?.has(packetId) === true && session.unsafeInbound?.has(packetId) !== true,
+    ids: ({ inbound, unsafeInbound }) => (inbound ?? none).difference(unsafeInbound ?? none),
     add(session, packetId) {
       (session.inbound ??= new Set()).add(packetId);
       (session.unsafeInbound ??= new Set()).add(packetId);

@@ -9,6 +9,8 @@ export interface InboundWork<T> {
   join(clientId: string, packetId: number, settled: Settled<T>): boolean;
   /** It is from now on; the function that is returned ends that, with the outcome. */
   begin(clientId: string, packetId: number): Settled<T>;
+  /** The packet ids that are under way. */
+  ids(clientId: string): readonly number[];
   /** The client has a new session, in which its packet ids mean other messages. */
   forget(clientId: string): void;
 }
@@ -33,6 +35,7 @@ export function createInboundWork<T>(): InboundWork<T> {
         for (const settled of waiting) settled(outcome);
       };
     },
+    ids: (clientId) => [...(clients.get(clientId)?.keys() ?? [])],
     forget(clientId) {
       clients.delete(clientId);
     },

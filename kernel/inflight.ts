@@ -2,7 +2,7 @@
 import { encodeAck } from "./encoder.ts";
 import type { AckIn, ProtocolVersion } from "./packet.ts";
 import { codes, firstError } from "./reasons.ts";
-import { encodeDelivery } from "./delivery-frame.ts";
+import { encodeDelivery, templateOf } from "./delivery-frame.ts";
 import type { Awaitable, Delivery } from "./store.ts";
 
 /** What an ack of the client comes to. */
@@ -59,7 +59,10 @@ export function createInflight(o: InflightDeps): Inflight {
       sent.at = now;
       if (!o.hasRoom()) continue;
       if (sent.delivery.released) o.send(encodeAck("pubrel", packetId), "pubrel", true);
-      else o.send(encodeDelivery(sent.delivery, { protocolVersion: o.protocolVersion, dup: true }), "publish", true);
+      else {
+        const template = templateOf(sent.delivery, o.protocolVersion);
+        o.send(encodeDelivery(sent.delivery, template, { dup: true }), "publish", true);
+      }
     }
     if (byId.size > 0) watch();
   }

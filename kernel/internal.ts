@@ -8,7 +8,7 @@ export { parseDocuments } from "./documents.ts";
 export { configError, SluiceError } from "./errors.ts";
 export { buildGeneration, nothing } from "./generation.ts";
 export { createHost, systemClock } from "./host.ts";
-export type { RootLogger, SharedHost } from "./host.ts";
+export type { HostSource, RootLogger, SharedHost } from "./host.ts";
 export { createMemoryStore } from "./memory-store.ts";
 export { createMetrics } from "./metrics.ts";
 export type { Outcome } from "./outcome.ts";

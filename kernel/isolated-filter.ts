@@ -19,6 +19,8 @@ import type { IsolationSpec } from "./spec.ts";
 
 /** Packets handed over and not answered; more wait on this side, where they can be taken back. */
 const maxInside = 1000;
+/** How often those whose deadline is over are looked for. */
+const forgetEveryMs = 1000;
 /** Shorter waits are not worth asking whether the packet's deadline has passed. */
 const shortWaitMs = 100;
 
@@ -63,6 +65,7 @@ export async function createIsolatedFilter(
   let forgottenAt = 0;
   let lastId = 0;
   let isScheduled = false;
+  let retry: NodeJS.Timeout | undefined;
   let health: Health | undefined;
 
   function fault(crossing: Crossing, reason: EndReason | "full" | "notCloneable", error: SluiceError): void {
@@ -81,7 +84,7 @@ export async function createIsolatedFilter(
 
   function forgetExpired(): void {
     const now = performance.now();
-    if (now - forgottenAt < 1000) return;
+    if (now - forgottenAt < forgetEveryMs) return;
     forgottenAt = now;
     waiting = waiting.filter((crossing) => !isExpired(crossing, now));
     // What never answers must not take the place of others for ever.
@@ -94,11 +97,23 @@ export async function createIsolatedFilter(
     setImmediate(flush);
   }
 
+  /** Where all that is inside hangs, nothing else may come that would make room. */
+  function lookAgain(): void {
+    retry ??= setTimeout(() => {
+      retry = undefined;
+      schedule();
+    }, forgetEveryMs).unref();
+  }
+
   function flush(): void {
     isScheduled = false;
     const { thread } = supervisor;
     if (!thread || waiting.length === 0) return;
     if (inside.size >= maxInside) forgetExpired();
+    if (inside.size >= maxInside) {
+      lookAgain();
+      return;
+    }
     const packer = createPacker();
     const clients = new Map<Client, object>();
     const sent: Crossing[] = [];
@@ -149,12 +164,12 @@ export async function createIsolatedFilter(
     inside.delete(out.id);
     const { ctx, resolve, reject } = crossing;
     if (out.error) {
-      const { message, code } = out.error;
+      const { message, code, poison } = out.error;
       if (code === "ISOLATION_NOT_CLONEABLE")
         fault(crossing, "notCloneable", new SluiceError(code, `${name}: ${message}`));
       else {
         bytes -= crossing.bytes;
-        reject(Object.assign(new Error(message), { code }));
+        reject(Object.assign(new Error(message), { code, ...(poison !== undefined && { poison }) }));
       }
       return;
     }
@@ -249,6 +264,7 @@ export async function createIsolatedFilter(
       return problem ? { ok: false, detail: problem.detail } : (health ?? { ok: true });
     },
     async close() {
+      clearTimeout(retry);
       await supervisor.close();
       refuseAll("closed", "it is closed");
     },

@@ -21,7 +21,13 @@ const maxLinesPerSecond = 100;
 const maxPublishes = 1000;
 
 /** @param o.wake something is to be sent soon */
-export function createThreadHost(o: { name: string; folder: string; about: object; wake: () => void }): ThreadHost {
+export function createThreadHost(o: {
+  name: string;
+  folder: string;
+  about: object;
+  worker: Host["worker"];
+  wake: () => void;
+}): ThreadHost {
   const controller = new AbortController();
   const metrics = createThreadMetrics(o.wake);
   let logs: LogLine[] = [];
@@ -50,6 +56,7 @@ export function createThreadHost(o: { name: string; folder: string; about: objec
     metrics: metrics.metrics,
     clock: systemClock,
     signal: controller.signal,
+    worker: o.worker,
     about: () => o.about as ReturnType<Host["about"]>,
     publish(proxy, message) {
       if (publishing.size >= maxPublishes) {
@@ -73,6 +80,9 @@ export function createThreadHost(o: { name: string; folder: string; about: objec
     },
     kinds: () => refuse("kinds"),
     health: () => refuse("health"),
+    get cluster() {
+      return refuse("cluster");
+    },
     get logLevel() {
       return refuse("logLevel");
     },

@@ -60,7 +60,7 @@ export function createSupervisor(o: {
         source: isolation.source,
         options: o.options,
         importDeadlineMs: deadlineMs,
-        run: { name, folder: host.folder, about: host.about() },
+        run: { name, folder: host.folder, about: host.about(), worker: host.worker },
       },
       isolation,
       (message) => {

@@ -17,7 +17,7 @@ import { messageOf } from "./errors.ts";
 import { Context } from "./isolation-context.ts";
 import { createThreadHost } from "./isolation-host.ts";
 import { importKind } from "./plugin-code.ts";
-import type { FilterContext, FilterKind, FilterResult } from "./plugin.ts";
+import type { FilterContext, FilterKind, FilterResult, PendingResult } from "./plugin.ts";
 
 /** How often health, gauges and what is not sent with packets cross. */
 const tickMs = 250;
@@ -50,8 +50,12 @@ function declarationOf({ kind, packets, results, discards, concurrent }: FilterK
 }
 
 function toThreadError(error: unknown): ThreadError {
-  const code = (error as { code?: unknown } | undefined)?.code;
-  return { message: messageOf(error) ?? "undefined was thrown", code: typeof code === "string" ? code : undefined };
+  const { code, poison } = (error ?? {}) as { code?: unknown; poison?: unknown };
+  return {
+    message: messageOf(error) ?? "undefined was thrown",
+    code: typeof code === "string" ? code : undefined,
+    poison: typeof poison === "boolean" ? poison : undefined,
+  };
 }
 
 async function serve(kind: FilterKind, o: NonNullable<ThreadData["run"]>): Promise<void> {
@@ -129,7 +133,7 @@ async function serve(kind: FilterKind, o: NonNullable<ThreadData["run"]>): Promi
         settle(ctx, result as FilterResult);
         return;
       }
-      (result as Promise<FilterResult>).then(
+      void (result as PendingResult).then(
         (value) => answered(() => settle(ctx, value)),
         (error: unknown) => answered(() => fail(ctx, error)),
       );

@@ -244,6 +244,7 @@ function toEntry(record: DeliveryRecord, message: KeptMessage): Omit<Entry, "seq
     withdrawn: false,
     recorded: true,
     isSafe: packetId !== 0,
+    sentBefore: false,
   };
 }
 

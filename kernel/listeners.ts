@@ -38,7 +38,8 @@ interface Step {
   readonly gate: Gate;
 }
 
-export function createListeners(addresses: Addresses, owner: ListenerOwner): Listeners {
+/** @param proxy its name */
+export function createListeners(addresses: Addresses, owner: ListenerOwner, proxy: string): Listeners {
   let running: readonly Listener[] = [];
 
   /** Those that stay: by address and name first (any free port is one address), then by address alone. */
@@ -70,7 +71,7 @@ export function createListeners(addresses: Addresses, owner: ListenerOwner): Lis
 
   async function claim({ address, name }: ListenerSpec): Promise<Claim> {
     try {
-      return await addresses.claim(address);
+      return await addresses.claim(address, `${proxy}/${name}`);
     } catch (error) {
       if (!(error instanceof SluiceError)) throw error;
       throw new SluiceError(error.code, error.message, { cause: error, listener: name });

@@ -1,12 +1,51 @@
 /** The metrics registry that everything is handed; the only importer of prom-client. */
-import { Counter as PromCounter, Gauge as PromGauge, Histogram as PromHistogram, Registry } from "prom-client";
+import {
+  AggregatorRegistry,
+  Counter as PromCounter,
+  Gauge as PromGauge,
+  type Metric as PromMetric,
+  Registry,
+} from "prom-client";
+import { createHistogram } from "./histogram.ts";
 import type { Counter, Gauge, Histogram, Metrics } from "./plugin.ts";
 
 /** Seconds: from a synchronous filter's microseconds to a pipeline's deadline. */
 const defaultBuckets = [0.00001, 0.0001, 0.001, 0.005, 0.025, 0.1, 0.5, 1, 5, 30];
 
-/** A registry of its own, so that two gateways in one process (as in tests) don't share series. */
-export function createMetrics(): Metrics & { scoped(signal: AbortSignal): Metrics } {
+/** One metric with all its series, as it goes from one process to another. */
+export interface MetricSnapshot {
+  readonly name: string;
+  readonly type: string | number;
+  readonly [field: string]: unknown;
+}
+
+export interface MetricsRegistry extends Metrics {
+  /** The same registry for one instance: its collectors end with its signal. */
+  scoped(signal: AbortSignal): Metrics;
+  /** All series as they are now. */
+  snapshot(): Promise<readonly MetricSnapshot[]>;
+}
+
+/** Equal series become one: their sum, of histograms bucket by bucket. */
+export function mergeSnapshots(snapshots: readonly (readonly MetricSnapshot[])[]): Promise<readonly MetricSnapshot[]> {
+  return asSnapshot(aggregate(snapshots));
+}
+
+function aggregate(snapshots: readonly (readonly MetricSnapshot[])[]): Registry {
+  return AggregatorRegistry.aggregate(snapshots as unknown as object[]);
+}
+
+async function asSnapshot(registry: Registry): Promise<readonly MetricSnapshot[]> {
+  return (await registry.getMetricsAsJSON()) as unknown as readonly MetricSnapshot[];
+}
+
+/**
+ * A registry of its own, so that two gateways in one process (as in tests) don't share series.
+ * @param others what other processes of the gateway have counted; it is added to what is shown
+ */
+export function createMetrics(
+  others: () => Promise<readonly (readonly MetricSnapshot[])[]> = () => Promise.resolve([]),
+): MetricsRegistry {
   const registry = new Registry();
   const counters = new Map<string, Counter>();
   const gauges = new Map<string, { gauge: Gauge; collectors: Set<(gauge: Gauge) => void> }>();
@@ -87,20 +126,10 @@ export function createMetrics(): Metrics & { scoped(signal: AbortSignal): Metric
   ): Histogram {
     const known = histograms.get(name);
     if (known) return known;
-    const prom = new PromHistogram({
-      name,
-      help,
-      labelNames: [...labels],
-      buckets: [...buckets],
-      registers: [registry],
-    });
-    const made: Histogram = {
-      observe: (by, value) => prom.observe(by, value),
-      with(fixed) {
-        const child = prom.labels(fixed);
-        return { observe: (value) => child.observe(value) };
-      },
-    };
+    const { samples, ...made } = createHistogram({ name, labels, buckets });
+    // All that a registry asks of a metric; prom-client's types want its own classes.
+    const read = async () => ({ name, help, type: "histogram", aggregator: "sum", values: samples() });
+    registry.registerMetric({ name, help, get: read } as unknown as PromMetric);
     histograms.set(name, made);
     return made;
   }
@@ -109,12 +138,16 @@ export function createMetrics(): Metrics & { scoped(signal: AbortSignal): Metric
     counter,
     gauge,
     histogram,
-    text: () => registry.metrics(),
+    async text() {
+      const theirs = await others();
+      if (theirs.length === 0) return registry.metrics();
+      return aggregate([await asSnapshot(registry), ...theirs]).metrics();
+    },
     contentType: registry.contentType,
   };
   return {
     ...metrics,
-    /** The same registry for one instance: its collectors end with its signal. */
+    snapshot: () => asSnapshot(registry),
     scoped: (signal) => ({
       ...metrics,
       gauge: (name, help, labels, collect) => gauge(name, help, labels, collect, signal),

@@ -60,7 +60,7 @@ export class Peer {
     // A restart of the gateway is not the death of a device.
     if (will && why !== "shutdown") {
       const { delaySec, ...message } = will;
-      const job = this.publisher.job({ ...message, dup: false, packetId: undefined }, "will");
+      const job = this.publisher.will({ ...message, dup: false, packetId: undefined });
       const publish = (): void => {
         deps.meters.messageIn();
         this.speak(job);

@@ -12,6 +12,7 @@ import type {
   Metrics,
   ObjectHealth,
   PacketType,
+  PendingResult,
   Reason,
 } from "./plugin.ts";
 import type { IsolationSpec, KindOrigin, PipelineSpec } from "./spec.ts";
@@ -38,18 +39,26 @@ export interface Job {
   readonly lane: Lane;
   /** Instead of the one that the proxy's rules name. */
   readonly pipeline?: string | undefined;
+  /** What filters find in `ctx.data` besides PIPELINE. */
+  readonly data?: readonly (readonly [key: string, value: unknown])[] | undefined;
   /** Of a Connect whose client named an authentication method. */
   readonly auth?: Authentication | undefined;
   /**
-   * Runs behind the last filter, in the connection's order (brokerMode's fan-out). A throw or rejection is a fault.
+   * Runs behind the last filter, in the connection's order (brokerMode's fan-out). A throw or rejection is a fault. It is
+   * handed the job, so that all jobs of a kind can share it.
    */
-  readonly final?: (() => void | Promise<unknown>) | undefined;
+  readonly final?: ((job: Job) => void | Promise<unknown>) | undefined;
+  /** `final` keeps the order itself: the next packet's is called while this one's is under way. */
+  readonly finalKeepsOrder?: boolean | undefined;
 }
+
+/** How a run ends that was not over at once. It is handed the job, so that all jobs of a kind can share it. */
+export type Done<J extends Job> = (outcome: Outcome, job: J) => void;
 
 export interface Pipeline {
   readonly name: string;
   /** Returns the outcome where every filter answered synchronously; else nothing, and calls `done` later, once. */
-  run(job: Job, done: (outcome: Outcome) => void): Outcome | undefined;
+  run<J extends Job>(job: J, done: Done<J>): Outcome | undefined;
   /** Packets under way. */
   readonly active: number;
   health(): ObjectHealth[];
@@ -75,6 +84,8 @@ interface Node {
   /** Result -> index of the node to go on with; the flow's length for END. */
   readonly jumps: ReadonlyMap<string, number>;
   readonly count: (outcome: string) => void;
+  /** {@link count} of what goes on. */
+  readonly countOk: () => void;
   readonly observe: (seconds: number) => void;
 }
 
@@ -84,8 +95,10 @@ interface Flow {
   /** Nothing where the flow names END. */
   readonly nodes: readonly (Node | undefined)[];
   readonly data: Readonly<Record<string, unknown>>;
+  /** It could not end at once. */
   started(run: PacketRun): void;
-  finished(run: PacketRun): void;
+  /** Of a run that had to wait, before its `done`. */
+  finished(run: PacketRun, outcome: Outcome): void;
   fault(node: string, error: unknown): void;
 }
 
@@ -101,13 +114,16 @@ class PacketRun {
   readonly client: Client;
   readonly auth: Authentication | undefined;
   startedAt = 0;
+  /** Its neighbours among the runs of the pipeline that wait; the flow's. */
+  older: PacketRun | undefined;
+  newer: PacketRun | undefined;
   private readonly flow: Flow;
   private readonly lane: Lane;
-  private readonly final: Job["final"];
+  private readonly job: Job;
   private map: Map<string, unknown> | undefined;
   private controller: AbortController | undefined;
   private verdict: Outcome | undefined;
-  private done: ((outcome: Outcome) => void) | undefined;
+  private done: Done<Job> | undefined;
   private previous: PacketRun | undefined;
   private next: PacketRun | undefined;
   /** The node it is in, or in front of. */
@@ -115,6 +131,8 @@ class PacketRun {
   private inside = false;
   private waiting = false;
   private ended = false;
+  /** It is calling `then`. */
+  private asking = false;
   private enteredAt = 0;
 
   constructor(flow: Flow, job: Job) {
@@ -125,11 +143,11 @@ class PacketRun {
     this.client = job.client;
     this.auth = job.auth;
     this.lane = job.lane;
-    this.final = job.final;
+    this.job = job;
   }
 
   get data(): Map<string, unknown> {
-    return (this.map ??= new Map([["PIPELINE", this.flow.data]]));
+    return (this.map ??= new Map<string, unknown>([["PIPELINE", this.flow.data], ...(this.job.data ?? [])]));
   }
 
   get signal(): AbortSignal {
@@ -150,7 +168,7 @@ class PacketRun {
     this.verdict = { kind: "disconnected", reason, ...(text !== undefined && { text }) };
   }
 
-  start(done: (outcome: Outcome) => void): Outcome | undefined {
+  start(done: Done<Job>): Outcome | undefined {
     const { last } = this.lane;
     if (last) {
       this.previous = last;
@@ -170,8 +188,10 @@ class PacketRun {
     this.controller?.abort(error);
   }
 
-  private advance(): Outcome | undefined {
+  /** @param isFresh `enteredAt` is now: it has just left a filter */
+  private advance(isFresh = false): Outcome | undefined {
     const { nodes } = this.flow;
+    let hasTime = isFresh;
     while (this.position < nodes.length) {
       const node = nodes[this.position];
       if (!node) {
@@ -180,31 +200,37 @@ class PacketRun {
       }
       if (!this.mayEnter(node.kind.concurrent === true)) return undefined;
       this.inside = true;
-      this.enteredAt = performance.now();
-      let result: FilterResult | Promise<FilterResult>;
+      if (!hasTime) this.enteredAt = performance.now();
+      if (this.startedAt === 0) this.startedAt = this.enteredAt;
+      let result: FilterResult | PendingResult;
       try {
         result = node.filter.handle(this as unknown as FilterContext);
       } catch (error) {
         return this.failed(node, error);
       }
-      if (isPromise(result)) {
-        result.then(
+      if (isPending(result)) {
+        this.asking = true;
+        void result.then(
           (value) => this.resume(() => this.left(node, value)),
           (error: unknown) => this.resume(() => this.failed(node, error)),
         );
+        this.asking = false;
         // The successor may go in as well where the kind keeps the order itself.
         if (node.kind.concurrent) this.next?.wake();
         return undefined;
       }
       const outcome = this.left(node, result);
       if (outcome) return outcome;
+      hasTime = true;
     }
-    if (!this.final) return this.end(passed);
-    if (!this.mayEnter(false)) return undefined;
+    const { final, finalKeepsOrder = false } = this.job;
+    if (!final) return this.end(passed);
+    if (!this.mayEnter(finalKeepsOrder)) return undefined;
     this.inside = true;
     try {
-      const delivered = this.final();
+      const delivered = final(this.job);
       if (!isPromise(delivered)) return this.end(passed);
+      if (finalKeepsOrder) this.next?.wake();
       delivered.then(
         () => this.resume(() => this.end(passed)),
         (error: unknown) => this.resume(() => this.undelivered(error)),
@@ -218,7 +244,12 @@ class PacketRun {
   /** After a promise: unless the deadline came first, do the step and go on. */
   private resume(step: () => Outcome | undefined): void {
     if (this.ended) return;
-    const outcome = step() ?? this.advance();
+    // No promise answers so soon, and start() is not ready for it.
+    if (this.asking) {
+      queueMicrotask(() => this.resume(step));
+      return;
+    }
+    const outcome = step() ?? this.advance(true);
     if (outcome) this.report(outcome);
   }
 
@@ -242,11 +273,14 @@ class PacketRun {
   /** The filter has answered: where to go on, or how it ends. */
   private left(node: Node, value: FilterResult): Outcome | undefined {
     this.inside = false;
-    node.observe((performance.now() - this.enteredAt) / 1000);
+    const now = performance.now();
+    node.observe((now - this.enteredAt) / 1000);
+    // The next filter begins where this one ends.
+    this.enteredAt = now;
     const result = value ?? "";
-    const target = node.jumps.get(result);
+    const target = node.jumps.size === 0 ? undefined : node.jumps.get(result);
     if (result === "") {
-      node.count("ok");
+      node.countOk();
       if (this.verdict) return this.end(this.verdict);
       this.position = target ?? this.position + 1;
     } else if (!node.kind.results.includes(result)) {
@@ -298,8 +332,8 @@ class PacketRun {
     const { done } = this;
     if (!done) return;
     this.done = undefined;
-    this.flow.finished(this);
-    done(outcome);
+    this.flow.finished(this, outcome);
+    done(outcome, this.job);
   }
 }
 
@@ -314,28 +348,34 @@ export function createPipeline(
     "packet",
     "outcome",
   ]);
-  const counters = new Map<string, { inc(): void }>();
-  // Started in order and with one deadline for all, so the oldest is the first: one timer serves every run.
-  const running = new Set<PacketRun>();
+  const counters = new Map<PacketType, Map<Outcome["kind"], { inc(): void }>>();
+  // Started in order and with one deadline for all, so the oldest is the first: one timer serves every run. A list that
+  // hangs together by the runs themselves, since a set costs more than the rest of a run.
+  let oldest: PacketRun | undefined;
+  let newest: PacketRun | undefined;
   const throttle = createThrottle(5000);
   let timer: NodeJS.Timeout | undefined;
   let active = 0;
   let idle: (() => void) | undefined;
 
-  function count(type: PacketType, outcome: Outcome): void {
-    const key = `${type}/${outcome.kind}`;
-    let counter = counters.get(key);
-    if (!counter) {
-      counter = outcomes.with({ pipeline: spec.name, packet: type, outcome: outcome.kind });
-      counters.set(key, counter);
-    }
+  function count(type: PacketType, { kind }: Outcome): void {
+    let byKind = counters.get(type);
+    if (!byKind) counters.set(type, (byKind = new Map()));
+    let counter = byKind.get(kind);
+    if (!counter) byKind.set(kind, (counter = outcomes.with({ pipeline: spec.name, packet: type, outcome: kind })));
     counter.inc();
+  }
+
+  function over(type: PacketType, outcome: Outcome): void {
+    active--;
+    count(type, outcome);
+    if (active === 0) idle?.();
   }
 
   function watch(): void {
     timer = undefined;
     const now = performance.now();
-    for (const run of running) {
+    for (let run = oldest; run; run = oldest) {
       const left = run.startedAt + spec.timeoutMs - now;
       if (left > 0) {
         timer = setTimeout(watch, left).unref();
@@ -352,12 +392,21 @@ export function createPipeline(
     nodes,
     data: spec.data,
     started(run) {
-      run.startedAt = performance.now();
-      running.add(run);
+      if (run.startedAt === 0) run.startedAt = performance.now();
+      run.older = newest;
+      if (newest) newest.newer = run;
+      else oldest = run;
+      newest = run;
       timer ??= setTimeout(watch, spec.timeoutMs).unref();
     },
-    finished(run) {
-      running.delete(run);
+    finished(run, outcome) {
+      const { older, newer } = run;
+      if (older) older.newer = newer;
+      else oldest = newer;
+      if (newer) newer.older = older;
+      else newest = older;
+      run.older = run.newer = undefined;
+      over(run.type, outcome);
     },
     fault(node, error) {
       throttle(node, (suppressed) => {
@@ -376,16 +425,9 @@ export function createPipeline(
     },
     run(job, done) {
       active++;
-      function over(outcome: Outcome): void {
-        active--;
-        count(job.type, outcome);
-        if (active === 0) idle?.();
-      }
-      const outcome = new PacketRun(flow, job).start((late) => {
-        over(late);
-        done(late);
-      });
-      if (outcome) over(outcome);
+      // Its own job is all that a run hands to `done`.
+      const outcome = new PacketRun(flow, job).start(done as Done<Job>);
+      if (outcome) over(job.type, outcome);
       return outcome;
     },
     health: () =>
@@ -428,6 +470,7 @@ function buildNodes(
     const labels = { pipeline: spec.name, filter: node.alias, kind: instance.kind.kind };
     const counters = new Map<string, { inc(): void }>();
     const duration = durations.with(labels);
+    let ok: { inc(): void } | undefined;
     return {
       name: node.alias,
       kind: instance.kind,
@@ -438,6 +481,10 @@ function buildNodes(
         if (!counter) counters.set(outcome, (counter = packets.with({ ...labels, outcome })));
         counter.inc();
       },
+      countOk() {
+        ok ??= packets.with({ ...labels, outcome: "ok" });
+        ok.inc();
+      },
       observe: (seconds) => duration.observe(seconds),
     };
   });
@@ -445,4 +492,8 @@ function buildNodes(
 
 function isPromise<T>(value: T | Promise<T>): value is Promise<T> {
   return typeof (value as { then?: unknown } | undefined)?.then === "function";
+}
+
+function isPending(value: FilterResult | PendingResult): value is PendingResult {
+  return typeof value === "object" && typeof value.then === "function";
 }

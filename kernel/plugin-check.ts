@@ -6,7 +6,7 @@ import type { Compile, Validate } from "./schema.ts";
 import { isRange, satisfies } from "./versions.ts";
 
 /** The plugin API's version, which `engines.sluice` of a plugin's package.json is matched against. */
-export const apiVersion: string = "1.0.0";
+export const apiVersion: string = "1.1.0";
 
 export interface Misfit {
   readonly code: Code;

@@ -232,13 +232,40 @@ export type FilterContext = ConnectContext | PublishContext | SubscribeContext |
 /** Nothing (go on), or the name of a declared result (`jumpIf` decides; without one the pipeline ends as design.md's table says). */
 export type FilterResult = string | void | undefined;
 
+/**
+ * What an error that `handle` throws may say of itself. Each part may be left out, and any error will do. Where the proxy
+ * has a `deadLetter`, a packet that faults again and again goes there; what is away must not send it there.
+ * @since 1.1.0
+ */
+export interface Fault extends Error {
+  /** What a program can rely on; a dead letter's header `error`. */
+  readonly code?: string;
+  /**
+   * True: it is about this packet, and will be so each time it comes. False: about something else, such as a system that
+   * is away, so that the packet waits for as long as that takes. Without it a fault counts as the packet's own where
+   * others passed since it faulted last.
+   */
+  readonly poison?: boolean;
+}
+
+/**
+ * An answer that comes later: a promise, or, for a filter that settles many packets at once, an object of its own, which
+ * costs a fraction of a promise. The gateway calls `then` once; the object then calls one of the two functions, once, and
+ * may do so synchronously, though not before `handle` has returned. They don't throw.
+ * @since 1.1.0
+ */
+export interface PendingResult {
+  then(answer: (result: FilterResult) => void, fail: (error: unknown) => void): unknown;
+}
+
 /** An instance of a filter kind: one use of it in one pipeline of the config. */
 export interface Filter {
   /**
    * Called in the order a connection's packets came. *Return* what a retry can't mend (a declared result), *throw* (or
-   * reject) what it can: a throw withholds the ack. Answer synchronously where possible, which costs no promise.
+   * reject) what it can: a throw withholds the ack; {@link Fault} is what an error can tell. Answer synchronously where
+   * possible, which costs no promise.
    */
-  handle(ctx: FilterContext): FilterResult | Promise<FilterResult>;
+  handle(ctx: FilterContext): FilterResult | PendingResult;
   /**
    * A config change replaces `previous`, of the same kind and name, by this instance: take over what need not be opened
    * anew. Called once all that is new is built, before the first `handle`; packets under way still finish in `previous`,
@@ -532,6 +559,21 @@ export interface ConfigResult {
   /** What runs after it, or of a dry run would: defaults applied, secrets replaced by `***`. */
   readonly documents: readonly ConfigDocument[];
   readonly warnings: readonly { readonly where: string; readonly message: string }[];
+  /** In a cluster, what each of the other nodes has made of the change, by name. */
+  readonly nodes?: readonly NodeConfigResult[];
+}
+
+/**
+ * `accepted`: of a dry run. `refused`: the node keeps its config, as `problem` says. `unreached`: whether it has the change
+ * is not known.
+ */
+export interface NodeConfigResult {
+  readonly node: string;
+  readonly outcome: "applied" | "accepted" | "refused" | "unreached";
+  /** The node's own; each counts for itself. */
+  readonly version?: number;
+  readonly plan?: Plan;
+  readonly problem?: string;
 }
 
 export interface HistoryEntry {
@@ -568,6 +610,33 @@ export interface ObjectHealth extends Health {
   readonly name: string;
 }
 
+/**
+ * One node of a cluster as seen from another. `silent`: it is there, and did not answer. `left`: it said goodbye. `down`: it
+ * did not.
+ */
+export interface MemberInfo {
+  readonly node: string;
+  /** Another at every start. */
+  readonly incarnation: string;
+  readonly isSelf: boolean;
+  readonly state: "up" | "silent" | "down" | "left";
+  /** What it says of itself; undefined unless it is `up`. */
+  readonly report: MemberReport | undefined;
+}
+
+export interface MemberReport {
+  /** Of the product. */
+  readonly version: string;
+  /** Milliseconds since the epoch. */
+  readonly startedAt: number;
+  readonly ready: boolean;
+  readonly unhealthy: readonly { readonly name: string; readonly detail?: string }[];
+  /** The digest is the same where the documents are, as they are written: `${...}` may mean something else on each node. */
+  readonly config: { readonly version: number; readonly digest: string };
+  readonly connections: number;
+  readonly sessions: number;
+}
+
 /** What a filter or service is handed. Everything the bundled plugins use is here: they have no private door. */
 export interface Host {
   /** The name of the document, or for a filter `pipeline/filter`. */
@@ -594,6 +663,18 @@ export interface Host {
   kinds(): readonly KindInfo[];
   /** Of every filter, service and proxy. */
   health(): readonly ObjectHealth[];
+  /**
+   * Which of the gateway's processes this one is, from 0, and how many there are (`workers` of the Gateway document). Each
+   * has an instance of every filter; a filter that owns a folder or a port needs one for each. A service has one instance,
+   * with index 0.
+   */
+  readonly worker: { readonly index: number; readonly count: number };
+  readonly cluster: {
+    /** False: this gateway is alone. */
+    readonly isJoined: boolean;
+    /** This node first; alone, it is the only one. Waits some seconds at most for those that don't answer. */
+    members(): Promise<readonly MemberInfo[]>;
+  };
   /** Product name, version, Node version, start time in milliseconds since the epoch. */
   about(): { name: string; version: string; node: string; startedAt: number };
   /** The log level of the whole gateway: trace, debug, info, warn, error, fatal. */

@@ -23,7 +23,8 @@ export interface PresenceDeps {
 }
 
 export interface PresenceTeller {
-  connected(client: Client): Presence;
+  /** @param ordinal where others number the connections */
+  connected(client: Client, ordinal?: number): Presence;
   disconnected(presence: Presence, why: CloseReason): void;
 }
 
@@ -50,9 +51,9 @@ export function createPresenceTeller(deps: PresenceDeps): PresenceTeller {
   }
 
   return {
-    connected(client) {
+    connected(client, ordinal) {
       // By the clock, so that it grows over a restart of the gateway too; there may be several a millisecond.
-      last = Math.max(last + 1, deps.now());
+      last = ordinal ?? Math.max(last + 1, deps.now());
       const presence: Presence = { client, connection: last, lane: createLane() };
       tell(presence, { event: "connected" });
       return presence;

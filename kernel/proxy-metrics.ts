@@ -14,6 +14,16 @@ export interface ProxyTotals {
   readonly messagesDropped: number;
 }
 
+export function addTotals(a: ProxyTotals, b: ProxyTotals): ProxyTotals {
+  return {
+    packetsReceived: a.packetsReceived + b.packetsReceived,
+    packetsSent: a.packetsSent + b.packetsSent,
+    messagesReceived: a.messagesReceived + b.messagesReceived,
+    messagesSent: a.messagesSent + b.messagesSent,
+    messagesDropped: a.messagesDropped + b.messagesDropped,
+  };
+}
+
 export interface ProxyMetrics {
   readonly totals: ProxyTotals;
   received(type: string): void;
@@ -25,6 +35,9 @@ export interface ProxyMetrics {
   repeated(): void;
   dropped(reason: string, count?: number): void;
   withheld(reason: string): void;
+  deadLettered(reason: string): void;
+  deadLetterFailed(): void;
+  suspectForgotten(): void;
   paused(reason: string): void;
   subscriptionRefused(reason: string): void;
   addressForgotten(): void;
@@ -114,6 +127,19 @@ export function createProxyMetrics(
       "sluice_publishes_unacknowledged_total",
       "PUBLISH packets of QoS 1 and 2 that got no ack, by reason.",
       "reason",
+    ),
+    deadLettered: by(
+      "sluice_dead_letters_total",
+      "PUBLISH packets that faulted again and again and passed the dead-letter pipeline, by reason.",
+      "reason",
+    ),
+    deadLetterFailed: one(
+      "sluice_dead_letters_failed_total",
+      "PUBLISH packets that did not pass the dead-letter pipeline either, and got no ack.",
+    ),
+    suspectForgotten: one(
+      "sluice_poison_suspects_forgotten_total",
+      "Packets whose faults are no longer counted because too many others faulted.",
     ),
     paused: by("sluice_connection_pauses_total", "Times that reading from a connection paused, by reason.", "reason"),
     subscriptionRefused: by("sluice_subscriptions_refused_total", "Topic filters answered 0x80, by reason.", "reason"),

@@ -226,6 +226,7 @@ export function createProxyStore(proxy: string, initial: StoreOptions, deps: Pro
           inbound.delete(session, packetId);
           return afterCommit(session, undefined);
         },
+        ids: () => inbound.ids(session),
       },
       now,
       stirred() {

@@ -13,17 +13,29 @@ import type { ConnackCode } from "./frame.ts";
 import { createInboundWork } from "./inbound-work.ts";
 import type { ListenerOwner } from "./listener.ts";
 import { createListeners } from "./listeners.ts";
-import type { Outcome } from "./outcome.ts";
+import { nameOf, type Outcome } from "./outcome.ts";
 import { Peer } from "./peer.ts";
-import { createPipeline, type Job, type Pipeline } from "./pipeline.ts";
-import type { Clock, Logger, Message, Metrics, ProxyHandle, PublishOutcome, PublishRequest, Reason } from "./plugin.ts";
+import { createLane, createPipeline, type Done, type Job, type Pipeline } from "./pipeline.ts";
+import type {
+  Client,
+  Clock,
+  Logger,
+  Message,
+  Metrics,
+  ProxyHandle,
+  PublishOutcome,
+  PublishPacket,
+  PublishRequest,
+  Reason,
+} from "./plugin.ts";
+import { createPoison } from "./poison.ts";
+import { createOutsidePublish } from "./outside-publish.ts";
 import { createPresenceTeller, type Presence } from "./presence.ts";
-import { propertiesProblem } from "./properties.ts";
-import { createProxyMetrics } from "./proxy-metrics.ts";
+import { createProxyMetrics, type ProxyTotals } from "./proxy-metrics.ts";
 import { firstError } from "./reasons.ts";
+import type { Siblings } from "./siblings.ts";
 import type { DrainSpec, ProxySpec } from "./spec.ts";
-import { withReceipts } from "./receipts.ts";
-import type { Awaitable, PublishOptions, Store } from "./store.ts";
+import type { Store, StoreCounts, WillOfClient } from "./store.ts";
 import { createSysTopics } from "./sys-topics.ts";
 import { createThrottle } from "./throttle.ts";
 import { topicNameProblem } from "./topics.ts";
@@ -31,6 +43,8 @@ import { createTurns } from "./turns.ts";
 import { createWills } from "./will.ts";
 
 export interface Proxy extends ProxyHandle {
+  /** Since it was made. */
+  readonly totals: ProxyTotals;
   /** Of the bound listeners: `mqtt://127.0.0.1:1883`. */
   readonly urls: readonly string[];
   /** @throws SluiceError TOPIC_INVALID, PROPERTIES_INVALID, QUEUE_FULL, STORE_CLOSED */
@@ -67,6 +81,8 @@ export interface ProxyDeps {
   readonly clock: Clock;
   /** Of the gateway. */
   readonly version: string;
+  /** Of a proxy whose clients are shared out among workers. */
+  readonly siblings?: Siblings | undefined;
 }
 
 /** Connections that have not been admitted yet, and as many that don't speak MQTT yet; more are closed at once. */
@@ -77,10 +93,20 @@ const bareTimeoutMs = 30_000;
 
 const passed: Outcome = { kind: "passed" };
 
+/** What all workers share is counted where it is. */
+const countedElsewhere: StoreCounts = {
+  sessions: 0,
+  subscriptions: 0,
+  queued: 0,
+  queuedBytes: 0,
+  retained: 0,
+  retainedBytes: 0,
+};
+
 /** @param initial what `prepare` is called with first */
 export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
   let spec = initial;
-  const { log } = deps;
+  const { log, siblings } = deps;
   const now = (): number => deps.clock.now();
   const connections = new Set<Connection>();
   const peers = new Map<Connection, Peer>();
@@ -92,7 +118,7 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
   const meters = createProxyMetrics(spec.name, deps.metrics.scoped(ended.signal), () => ({
     connections: byClientId.size,
     pending: arrivals.arriving.size + connections.size - byClientId.size,
-    ...store.counts,
+    ...(siblings ? countedElsewhere : store.counts),
   }));
   const store = deps.store.open(spec.name, {
     get queue() {
@@ -104,6 +130,8 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
     topicCacheSize: spec.topicCacheSize,
     onDropped: (reason, count) => meters.dropped(reason, count),
     now,
+    onOrphanedWill: publishOrphaned,
+    onElsewhere: (clientId, resumed) => wills.back(clientId, resumed),
   });
   // For packet types without a rule: brokerMode's fan-out keeps the connection's order there too.
   const bare = createPipeline(
@@ -117,7 +145,7 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
   /** Runs that outlive their connection: wills, Disconnect pipelines and presence. */
   let lastWords = 0;
   let quiet: (() => void) | undefined;
-  const wills = createWills(deps.clock);
+  const wills = createWills(deps.clock, siblings && ((clientId, waits) => siblings.willWaits(clientId, waits)));
   const startedAt = now();
   let maxConnected = 0;
   const sysTopics = createSysTopics({
@@ -133,6 +161,22 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
     publish: (message) => void publishOwn(message),
   });
   const inboundWork = createInboundWork<Outcome>();
+  const poison = createPoison({
+    get spec() {
+      return spec;
+    },
+    forgotten: () => meters.suspectForgotten(),
+  });
+  siblings?.listen({
+    underWay: (clientId) => inboundWork.ids(clientId),
+    join: (clientId, packetId, settled) => inboundWork.join(clientId, packetId, settled),
+    begunElsewhere: (clientId, packetId) => inboundWork.begin(clientId, packetId),
+    back(clientId, resumed) {
+      wills.back(clientId, resumed);
+      if (!resumed) inboundWork.forget(clientId);
+    },
+    ended: (clientId) => wills.ended(clientId),
+  });
 
   const owner: ConnectionOwner = {
     turns: createTurns(),
@@ -223,9 +267,29 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
     meters,
     wills,
     inboundWork,
+    poison,
     now,
     run,
     outlive,
+    buried(clientId, letter, failed) {
+      const { error, errorTopic: topic } = letter;
+      if (failed) {
+        meters.deadLetterFailed();
+        throttle("unburied", (suppressed) =>
+          log.error(
+            { clientId, topic, error, outcome: nameOf(failed), suppressed },
+            "A packet faults again and again, and did not pass the dead-letter pipeline either; it is not acknowledged",
+          ),
+        );
+        return;
+      }
+      throttle(`buried ${error}`, (suppressed) =>
+        log.warn(
+          { clientId, topic, error, reason: letter.errorReason, faults: Number(letter.errorFaults), suppressed },
+          "A packet faulted again and again; the dead-letter pipeline has it, and it is acknowledged",
+        ),
+      );
+    },
     storeFailed(clientId, error) {
       throttle("store", (suppressed) =>
         log.error({ clientId, error: messageOf(error), suppressed }, "The session store failed"),
@@ -241,6 +305,7 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
     sent: (cmd) => meters.sent(cmd),
     now,
     run,
+    admitAlso: siblings && ((of, address, bytes) => siblings.admit(of, address, bytes)),
     // A client may always take its own connection over, also where every place is taken.
     forgotten: () => meters.addressForgotten(),
     isFull: (clientId) =>
@@ -281,12 +346,46 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
     connection.protocolVersion = connect.protocolVersion;
     wills.back(client.id, handle.present);
     peer.attach();
-    if (spec.presence) presences.set(connection, teller.connected(client));
+    if (spec.presence) presences.set(connection, teller.connected(client, handle.ordinal));
     connection.resume(pause.auth);
   }
 
+  /** The will of a client whose node has died: through the same pipeline as if it had been connected here. */
+  function publishOrphaned({ will: { delaySec, ...message }, client: known }: WillOfClient): Promise<void> {
+    const client: Client = { ...known, certificate: undefined, data: new Map() };
+    const packet: PublishPacket = { ...message, dup: false, packetId: undefined };
+    const toAll = async (): Promise<void> => {
+      const { topic, payload, qos, retain, properties } = packet;
+      const invalid = topicNameProblem(topic);
+      if (invalid) throw new SluiceError("TOPIC_INVALID", `a filter left a topic that is not valid: ${invalid}`);
+      await store.publish({ topic, payload, qos, retain, properties }, { from: client.id });
+    };
+    const final = spec.brokerMode ? toAll : undefined;
+    const job: Job = { type: "Publish", origin: "will", packet, client, lane: createLane(), final };
+    const { promise, resolve } = Promise.withResolvers<void>();
+    const speak = (): void => {
+      meters.messageIn();
+      outlive((said) => {
+        const settle = (outcome: Outcome): void => {
+          if (outcome.kind !== "passed") meters.dropped(nameOf(outcome));
+          said();
+          resolve();
+        };
+        const outcome = run(job, settle);
+        if (outcome) settle(outcome);
+      });
+    };
+    if (delaySec === 0) {
+      speak();
+      return promise;
+    }
+    // It may still come back.
+    wills.wait(client.id, delaySec, speak);
+    return Promise.resolve();
+  }
+
   /** No rule for a packet type = allowed. A rule's pipeline was there when the config was checked. */
-  function run(job: Job, done: (outcome: Outcome) => void): Outcome | undefined {
+  function run<J extends Job>(job: J, done: Done<J>): Outcome | undefined {
     const name = job.pipeline ?? spec.rules[job.type];
     const pipeline = name === undefined ? undefined : pipelineOf(name);
     if (pipeline) return pipeline.run(job, done);
@@ -316,10 +415,11 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
       throttle(code, (suppressed) => log.info({ reason: why, suppressed }, "Closed for what came on its WebSocket"));
     },
   };
-  const listeners = createListeners(deps.addresses, arrivals);
+  const listeners = createListeners(deps.addresses, arrivals, spec.name);
 
   return {
     name: spec.name,
+    totals: meters.totals,
     get urls() {
       return listeners.list().map(({ url }) => url);
     },
@@ -336,7 +436,8 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
             for (const peer of peers.values()) peer.limitPublishes();
           }
           isStarted = true;
-          sysTopics.every(next.sysInterval);
+          // Of several workers, the process that has the numbers of all tells them.
+          if (!siblings) sysTopics.every(next.sysInterval);
           gone = change.commit();
         },
         rollback() {
@@ -352,19 +453,7 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
         },
       };
     },
-    async publish(message, { clientId, waitMs } = {}) {
-      const { topic, properties } = message;
-      const invalid = topicNameProblem(topic);
-      if (invalid) throw new SluiceError("TOPIC_INVALID", `the topic is not valid: ${invalid}`);
-      const unfit = properties && propertiesProblem(properties);
-      if (unfit) throw new SluiceError("PROPERTIES_INVALID", `the properties can't be sent: ${unfit}`);
-      meters.messageIn();
-      const send = (o?: PublishOptions): Awaitable<PublishOutcome> =>
-        clientId === undefined ? store.publish(message, o) : store.publishTo(clientId, message, o);
-      return waitMs === undefined
-        ? await send()
-        : await withReceipts(waitMs, deps.clock, (receipts) => send({ receipts }));
-    },
+    publish: createOutsidePublish(store, deps.clock, () => meters.messageIn()),
     sessions: {
       query: async () => await store.query(),
       async remove(clientId) {

@@ -1,7 +1,7 @@
 /** A client as publisher: its PUBLISH packets through the pipeline, each acknowledged once what it asks for is done. */
 import { isUtf8 } from "node:buffer";
 import type { Admitted, PeerDeps } from "./admitted.ts";
-import { encodeAck } from "./encoder.ts";
+import { encodeAck, shortAck } from "./encoder.ts";
 import type { Work } from "./connection.ts";
 import { SluiceError } from "./errors.ts";
 import { createLimiter, type Limiter } from "./limiter.ts";
@@ -9,6 +9,7 @@ import { isFinal, nameOf, type Outcome, textOf } from "./outcome.ts";
 import type { AckIn, PublishIn } from "./packet.ts";
 import { createLane, type Job, type Lane } from "./pipeline.ts";
 import type { PublishOutcome, PublishPacket } from "./plugin.ts";
+import { type DeadLetter, deadLetterKey } from "./poison.ts";
 import { propertiesProblem } from "./properties.ts";
 import { codes, firstError, reasonCodeFor, reasonCodes } from "./reasons.ts";
 import { retainAvailable } from "./spec.ts";
@@ -16,13 +17,19 @@ import { createTopicAliasesIn, type TopicAliasesIn } from "./topic-aliases.ts";
 import { sysPrefix } from "./sys-topics.ts";
 import { topicNameProblem } from "./topics.ts";
 
-/** A PUBLISH on its way. */
-interface Under {
-  readonly packetId: number;
+/** A PUBLISH on its way: one object for the connection, the pipeline and what comes behind. */
+interface Under extends Work, Job {
+  readonly packet: PublishPacket;
+  readonly publisher: Publisher;
   readonly qos: PublishIn["qos"];
-  readonly work: Work;
+  /** As the client sent them: what a filter leaves instead is judged. */
+  readonly topic: string;
+  readonly payload: Buffer;
+  readonly properties: PublishPacket["properties"];
   /** Of brokerMode's fan-out; -1 = there was none. */
   matched: number;
+  /** Of a QoS 2 message: whoever joined this run hears of its outcome. */
+  done: ((outcome: Outcome) => void) | undefined;
 }
 
 const wrongFormat: Outcome = {
@@ -37,6 +44,8 @@ export class Publisher {
   private readonly deps: PeerDeps;
   private readonly isV5: boolean;
   private readonly lane: Lane = createLane();
+  /** Of the dead-letter pipeline. */
+  private deadLane: Lane | undefined;
   private limiter: Limiter | undefined;
   private aliases: TopicAliasesIn | undefined;
   /** MQTT 5: ids of QoS 1 and 2 that have not been acknowledged whole; bounded by the receive maximum. */
@@ -71,18 +80,21 @@ export class Publisher {
       connection.defer(publish, this.limiter.waitMs());
       return;
     }
-    const { qos, bytes, packetId = 0 } = publish;
-    if (qos === 2 && this.isRepeat(packetId, bytes)) return;
+    const { qos, packetId = 0 } = publish;
+    if (qos === 2 && this.isRepeat(publish, packetId)) return;
     meters.messageIn();
-    const under: Under = { packetId, qos, work: connection.begin(packetId, bytes), matched: -1 };
-    if (qos < 2) {
-      this.handle(publish, under, (outcome) => this.ended(under, outcome));
+    const under = this.begin(publish);
+    if (qos === 2) {
+      this.pending ??= new Set();
+      this.pending.add(packetId);
+      under.done = this.deps.inboundWork.begin(this.admitted.client.id, packetId);
+    }
+    if (this.deps.spec.checkPayloadFormat && publish.properties?.payloadFormat === 1 && !isUtf8(publish.payload)) {
+      this.ended(under, wrongFormat);
       return;
     }
-    this.pending ??= new Set();
-    this.pending.add(packetId);
-    const done = this.deps.inboundWork.begin(this.admitted.client.id, packetId);
-    this.handle(publish, under, (outcome) => this.ended(under, outcome, done));
+    const outcome = this.deps.run(under, settled);
+    if (outcome) this.settle(under, outcome);
   }
 
   /** PUBREL: the id is free again [MQTT-4.3.3-11]. */
@@ -99,11 +111,46 @@ export class Publisher {
     return freed instanceof Promise ? freed.then(go) : go();
   }
 
-  /** A run through the Publish pipeline, and in brokerMode the fan-out behind it. @param under of a client's PUBLISH */
-  job(packet: PublishPacket, origin: "client" | "will", under?: Under): Job {
+  /** A will's run through the Publish pipeline, and in brokerMode the fan-out behind it. */
+  will(packet: PublishPacket): Job {
     const { topic, properties } = packet;
-    const final = this.deps.spec.brokerMode ? () => this.fanOut(packet, { topic, properties }, under) : undefined;
-    return { type: "Publish", origin, packet, client: this.admitted.client, lane: this.lane, final };
+    const { spec, store } = this.deps;
+    const final = spec.brokerMode ? () => this.fanOut(packet, topic, properties, undefined) : undefined;
+    const { client } = this.admitted;
+    return {
+      type: "Publish",
+      origin: "will",
+      packet,
+      client,
+      lane: this.lane,
+      final,
+      finalKeepsOrder: store.keepsOrder,
+    };
+  }
+
+  private begin({ topic, payload, qos, retain, dup, packetId, properties, bytes }: PublishIn): Under {
+    const under: Under = {
+      type: "Publish",
+      origin: "client",
+      packet: { topic, payload, qos, retain, dup, packetId, properties },
+      client: this.admitted.client,
+      lane: this.lane,
+      final: this.deps.spec.brokerMode ? fanOut : undefined,
+      finalKeepsOrder: this.deps.store.keepsOrder,
+      publisher: this,
+      packetId: packetId ?? 0,
+      qos,
+      topic,
+      payload,
+      properties,
+      bytes,
+      state: "pending",
+      ack: undefined,
+      matched: -1,
+      done: undefined,
+    };
+    this.admitted.connection.begin(under);
+    return under;
   }
 
   /** What the server has said that it does not take closes the connection. */
@@ -145,7 +192,7 @@ export class Publisher {
   }
 
   /** QoS 2: has this message come before? Then it is answered as that was, and not handled again [MQTT-4.3.3-10]. */
-  private isRepeat(packetId: number, bytes: number): boolean {
+  private isRepeat(publish: PublishIn, packetId: number): boolean {
     const { connection, client, handle } = this.admitted;
     const { meters, inboundWork } = this.deps;
     if (this.pending?.has(packetId)) {
@@ -156,7 +203,7 @@ export class Publisher {
     if (handle.inbound.has(packetId)) {
       meters.repeated();
       meters.sent("pubrec");
-      connection.finish(connection.begin(packetId, bytes), encodeAck("pubrec", packetId));
+      connection.finish(this.begin(publish), shortAck("pubrec", packetId));
       return true;
     }
     let under: Under | undefined;
@@ -165,27 +212,17 @@ export class Publisher {
     });
     if (!joined) return false;
     meters.repeated();
-    under = { packetId, qos: 2, work: connection.begin(packetId, bytes), matched: -1 };
+    under = this.begin(publish);
     this.pending ??= new Set();
     this.pending.add(packetId);
     return true;
   }
 
-  private handle(publish: PublishIn, under: Under, settle: (outcome: Outcome) => void): void {
-    const { topic, payload, qos, retain, dup, packetId, properties } = publish;
-    if (this.deps.spec.checkPayloadFormat && properties?.payloadFormat === 1 && !isUtf8(payload)) {
-      settle(wrongFormat);
-      return;
-    }
-    const job = this.job({ topic, payload, qos, retain, dup, packetId, properties }, "client", under);
-    const outcome = this.deps.run(job, settle);
-    if (outcome) settle(outcome);
-  }
-
   /** brokerMode: what the pipeline left of the message goes to the subscribers. */
-  private fanOut(
+  fanOut(
     packet: PublishPacket,
-    original: Pick<PublishPacket, "topic" | "properties">,
+    topicBefore: string,
+    propertiesBefore: PublishPacket["properties"],
     under: Under | undefined,
   ): void | Promise<unknown> {
     const { topic, payload, qos, retain, properties } = packet;
@@ -194,9 +231,9 @@ export class Publisher {
       this.deps.meters.dropped("sys_topic");
       return;
     }
-    const invalid = topic === original.topic ? undefined : topicNameProblem(topic);
+    const invalid = topic === topicBefore ? undefined : topicNameProblem(topic);
     if (invalid) throw new SluiceError("TOPIC_INVALID", `a filter left a topic that is not valid: ${invalid}`);
-    const unfit = properties && properties !== original.properties ? propertiesProblem(properties) : undefined;
+    const unfit = properties && properties !== propertiesBefore ? propertiesProblem(properties) : undefined;
     if (unfit) throw new SluiceError("PROPERTIES_INVALID", `a filter left properties that can't be sent: ${unfit}`);
     const { client, handle } = this.admitted;
     const inbound = under?.qos === 2 ? { handle, packetId: under.packetId } : undefined;
@@ -211,16 +248,64 @@ export class Publisher {
     if (under) under.matched = matched;
   }
 
-  /** @param done of a QoS 2 message: whoever joined this run hears of its outcome */
-  private ended(under: Under, outcome: Outcome, done?: (outcome: Outcome) => void): void {
-    const { packetId, qos, work } = under;
+  /** The pipeline has ended: that is that, unless the packet is poison. */
+  settle(under: Under, outcome: Outcome): void {
+    const { poison } = this.deps;
+    if (!poison.deadLetter) {
+      this.ended(under, outcome);
+      return;
+    }
+    const { id } = this.admitted.client;
+    if (outcome.kind === "passed") {
+      poison.passed(id, under.packetId);
+    } else if (under.qos > 0 && this.codeOf(outcome, under) === undefined) {
+      const letter = poison.faulted(id, under, outcome);
+      if (letter) {
+        this.bury(under, outcome, letter, poison.deadLetter.pipeline);
+        return;
+      }
+    }
+    this.ended(under, outcome);
+  }
+
+  /** No retry mends it: the dead-letter pipeline gets it as it came, and it is acknowledged if that has it. */
+  private bury(under: Under, fault: Outcome, letter: DeadLetter, pipeline: string): void {
+    const { client } = this.admitted;
+    const { topic, payload, qos, packetId, properties } = under;
+    const { retain, dup } = under.packet;
+    const userProperties = [...(properties?.userProperties ?? []), ...Object.entries(letter)];
+    this.deadLane ??= createLane();
+    const job: Job = {
+      type: "Publish",
+      origin: "client",
+      packet: { topic, payload, qos, retain, dup, packetId, properties: { ...properties, userProperties } },
+      client,
+      lane: this.deadLane,
+      pipeline,
+      data: [[deadLetterKey, letter]],
+    };
+    const settleBurial = (outcome: Outcome): void => {
+      const isBuried = outcome.kind === "passed";
+      this.deps.buried(client.id, letter, isBuried ? undefined : outcome);
+      if (isBuried) {
+        this.deps.meters.deadLettered(nameOf(fault));
+        this.deps.poison.passed(client.id, packetId);
+      }
+      this.ended(under, isBuried ? outcome : fault);
+    };
+    const outcome = this.deps.run(job, settleBurial);
+    if (outcome) settleBurial(outcome);
+  }
+
+  ended(under: Under, outcome: Outcome): void {
+    const { packetId, qos, done } = under;
     const { connection, handle } = this.admitted;
     const { meters } = this.deps;
     const code = qos === 0 ? undefined : this.codeOf(outcome, under);
     // Nobody sends it again.
     if (outcome.kind !== "passed" && (qos === 0 || code !== undefined)) meters.dropped(nameOf(outcome));
     if (qos === 0) {
-      connection.finish(work, undefined);
+      connection.finish(under, undefined);
     } else if (code === undefined) {
       this.withhold(under, nameOf(outcome));
     } else if (qos === 1 || code >= firstError || handle.inbound.has(packetId)) {
@@ -229,7 +314,7 @@ export class Publisher {
       // In effect before the PUBREC leaves: from there on the client counts on it.
       const added = handle.inbound.add(packetId);
       if (added instanceof Promise) {
-        void this.acknowledgeOnce(added, under, code, outcome, done);
+        void this.acknowledgeOnce(added, under, code, outcome);
         return;
       }
       this.acknowledge(under, code, outcome);
@@ -240,13 +325,7 @@ export class Publisher {
     }
   }
 
-  private async acknowledgeOnce(
-    added: Promise<void>,
-    under: Under,
-    code: number,
-    outcome: Outcome,
-    done: ((outcome: Outcome) => void) | undefined,
-  ): Promise<void> {
+  private async acknowledgeOnce(added: Promise<void>, under: Under, code: number, outcome: Outcome): Promise<void> {
     try {
       await added;
       this.acknowledge(under, code, outcome);
@@ -254,7 +333,7 @@ export class Publisher {
       this.deps.storeFailed(this.admitted.client.id, error);
       this.withhold(under, "fault");
     }
-    done?.(outcome);
+    under.done?.(outcome);
   }
 
   /** The ack's reason code, 0 before MQTT 5; undefined = no ack. */
@@ -276,26 +355,31 @@ export class Publisher {
     }
   }
 
-  private acknowledge({ packetId, qos, work }: Under, code: number, outcome: Outcome): void {
+  private acknowledge(under: Under, code: number, outcome: Outcome): void {
+    const { packetId, qos } = under;
     const { connection, connect } = this.admitted;
     const cmd = qos === 1 ? "puback" : "pubrec";
     this.pending?.delete(packetId);
     if (qos === 1 || code >= firstError) this.open?.delete(packetId);
     this.deps.meters.sent(cmd);
+    if (code === 0) {
+      connection.finish(under, shortAck(cmd, packetId));
+      return;
+    }
     const text = outcome.kind === "unhandled" ? outcome.result : textOf(outcome);
     // [MQTT-3.1.2-29]
     const isWanted = code >= firstError && connect.properties?.requestProblemInformation === true;
     let ack = encodeAck(cmd, packetId, code, isWanted ? text : undefined);
     if (ack.length > connection.maximumPacketSize) ack = encodeAck(cmd, packetId, code);
-    connection.finish(work, ack);
+    connection.finish(under, ack);
   }
 
   /** No ack: the client has to send again, which it does on a new connection [MQTT-4.4.0-1]. */
-  private withhold({ packetId, work }: Under, why: string): void {
+  private withhold(under: Under, why: string): void {
     const { connection } = this.admitted;
-    this.pending?.delete(packetId);
+    this.pending?.delete(under.packetId);
     this.deps.meters.withheld(why);
-    connection.finish(work, undefined);
+    connection.finish(under, undefined);
     if (why !== "disconnected") this.giveGrace();
   }
 
@@ -305,4 +389,14 @@ export class Publisher {
     if (connection.closed) return;
     this.faultTimer ??= setTimeout(() => connection.close("fault"), this.deps.spec.faultGraceMs);
   }
+}
+
+/** Of all publishers, so that a PUBLISH costs no function of its own. */
+function settled(outcome: Outcome, under: Under): void {
+  under.publisher.settle(under, outcome);
+}
+
+function fanOut(job: Job): void | Promise<unknown> {
+  const under = job as Under;
+  return under.publisher.fanOut(under.packet, under.topic, under.properties, under);
 }

@@ -25,6 +25,7 @@ import type {
 import type { MessageProperties, QoS } from "./plugin.ts";
 import { carriers, type Properties, readProperties } from "./properties.ts";
 import { fromClient, reasonCodes } from "./reasons.ts";
+import { readTopicName } from "./topic-reader.ts";
 import { topicNameProblem } from "./topics.ts";
 
 /** The packet that begins at `at` and whose body lies from `body` to `end`. */
@@ -161,10 +162,8 @@ function readPublish(bytes: Buffer, first: number, body: number, end: number, si
   const qos = ((first >> 1) & 3) as QoS;
   const topicEnd = fieldEnd(bytes, body, end);
   if (topicEnd < 0) return malformed("PUBLISH ends within its topic name");
-  const topic = bytes.toString("utf8", body + 2, topicEnd);
-  // U+FFFD stands for what was not UTF-8, unless the client sent it.
-  const fault = topic.includes("\uFFFD") ? textProblem(bytes, body + 2, topicEnd) : undefined;
-  if (fault !== undefined) return malformed(`PUBLISH with a topic name that ${fault}`);
+  const topic = topicEnd === body + 2 ? "" : readTopicName(bytes, body + 2, topicEnd);
+  if (typeof topic !== "string") return topic;
   let at = topicEnd;
   let packetId: number | undefined;
   if (qos > 0) {
@@ -188,12 +187,7 @@ function readPublish(bytes: Buffer, first: number, body: number, end: number, si
     if (found !== undefined && "code" in found) return found;
     properties = found;
   }
-  if (topic === "") {
-    if (topicAlias === 0) return protocolError("PUBLISH with neither a topic name nor a topic alias");
-  } else {
-    const wrong = topicNameProblem(topic);
-    if (wrong !== undefined) return malformed(`PUBLISH with a wrong topic name: ${wrong}`);
-  }
+  if (topic === "" && topicAlias === 0) return protocolError("PUBLISH with neither a topic name nor a topic alias");
   const payload = bytes.subarray(at, end);
   const retain = (first & 0x01) !== 0;
   const dup = (first & 0x08) !== 0;

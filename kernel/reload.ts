@@ -4,12 +4,12 @@ import type { LoadedSpec, Problem } from "./config.ts";
 import type { Overlay } from "./config-files.ts";
 import { createConfigHistory, describePlan } from "./config-history.ts";
 import { stageFiles } from "./config-store.ts";
-import { changeTexts } from "./config-writer.ts";
+import { changeBetween, changeTexts, digestOf, type Written } from "./config-writer.ts";
 import { type Code, configError, messageOf, problemsOf, SluiceError } from "./errors.ts";
 import type { Gateway } from "./gateway.ts";
 import type { RootLogger } from "./host.ts";
 import { makePlan } from "./plan.ts";
-import type { ChangeOptions, ConfigResult, Plan } from "./plugin.ts";
+import type { ChangeOptions, ConfigChange, ConfigResult, Plan } from "./plugin.ts";
 import type { Registry } from "./registry.ts";
 import type { Spec } from "./spec.ts";
 
@@ -55,7 +55,7 @@ export function createReloader(o: {
     (gauge) => gauge.set({}, state.at),
   );
   const history = createConfigHistory();
-  let running: { readonly spec: Spec; readonly registry: Registry; readonly texts: Texts } | undefined;
+  let running: Running | undefined;
   let last: Promise<unknown> = Promise.resolve();
 
   function inTurn<T>(work: () => Promise<T>): Promise<T> {
@@ -65,11 +65,11 @@ export function createReloader(o: {
   }
 
   async function run(by: string, loaded: LoadedSpec): Promise<Reloaded> {
-    const { spec, registry, problems, warnings, inputs, texts } = loaded;
+    const { spec, registry, problems, warnings, inputs } = loaded;
     if (!spec) return failed(by, problems, warnings, inputs);
     let plan: Plan;
     try {
-      plan = await gateway.apply({ spec, registry });
+      plan = await gateway.apply({ spec, registry, texts: loaded.texts });
     } catch (error) {
       const code: Code = error instanceof SluiceError ? error.code : "CONFIG_INVALID";
       const found = problemsOf(error) ?? [{ where: spec.path, message: messageOf(error) ?? "unknown" }];
@@ -80,11 +80,11 @@ export function createReloader(o: {
         inputs,
       );
     }
-    succeeded(by, plan, warnings, { spec, registry, texts });
+    succeeded(by, plan, warnings, { ...writtenOf(loaded), spec, registry });
     return { plan, problems: [], warnings, inputs };
   }
 
-  function succeeded(by: string, plan: Plan, warnings: readonly Problem[], next: NonNullable<typeof running>): void {
+  function succeeded(by: string, plan: Plan, warnings: readonly Problem[], next: Running): void {
     running = next;
     gateway.setConfigProblem(undefined);
     state.successful = 1;
@@ -140,18 +140,14 @@ export function createReloader(o: {
     const { spec, registry, warnings } = wanted;
     const { documents } = spec;
     if (dryRun) return { version: config.version(), plan: makePlan(gateway.spec, spec), documents, warnings };
-    const plan = await write(by, { spec, registry, texts: wanted.texts }, changed, now.texts);
-    succeeded(by, plan, warnings, { spec, registry, texts: wanted.texts });
+    const next = { ...writtenOf(wanted), spec, registry };
+    const plan = await write(by, next, changed, now.texts);
+    succeeded(by, plan, warnings, next);
     return { version: config.version(), plan, documents, warnings };
   }
 
   /** Nothing is applied that can't be written, and nothing written that can't be applied. */
-  async function write(
-    by: string,
-    next: { readonly spec: Spec; readonly registry: Registry; readonly texts: Texts },
-    changed: Overlay,
-    before: Texts,
-  ): Promise<Plan> {
+  async function write(by: string, next: Running, changed: Overlay, before: Texts): Promise<Plan> {
     const staged = await stageFiles(changed, before);
     const previous = running;
     let plan: Plan | undefined;
@@ -182,13 +178,29 @@ export function createReloader(o: {
     return new Map([...[...then].filter(([file, text]) => now.get(file) !== text), ...gone]);
   }
 
+  async function changeBack(version: number): Promise<ConfigChange> {
+    const now = await o.load();
+    return changeBetween(now, await o.load(textsOf(version, now.texts)));
+  }
+
   gateway.setConfigControl({
+    changeBack: (version) => inTurn(() => changeBack(version)),
+    digest: () => (running ? digestOf(running) : ""),
     apply: (wanted, how) =>
       inTurn(() => change({ ...how, texts: (now) => changeTexts(now, wanted, config.documents()) })),
     history: () => history.entries(),
     rollback: (version, how) => inTurn(() => change({ ...how, texts: (now) => textsOf(version, now.texts) })),
   });
   return { reload: (by) => inTurn(async () => run(by, await o.load())) };
+}
+
+interface Running extends Written {
+  readonly spec: Spec;
+  readonly registry: Registry;
+}
+
+function writtenOf({ path, texts, written }: LoadedSpec): Written {
+  return { path, texts, written };
 }
 
 type Texts = ReadonlyMap<string, string>;

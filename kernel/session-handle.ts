@@ -1,11 +1,12 @@
 /** One connection's hold on a session in memory: sends what waits, oldest first, within credit and the connection's room. */
+import type { SubscriptionOptions } from "./plugin.ts";
 import type { Entry, Session } from "./session.ts";
-import type { Awaitable, Delivery, SessionExpiry, SessionHandle } from "./store.ts";
+import type { Awaitable, Delivery, LostReason, SessionExpiry, SessionHandle } from "./store.ts";
 
 export interface MemoryHandle extends SessionHandle {
   /** A new message: sent at once where nothing waits in front of it, else queued. */
   offer(entry: Entry): void;
-  lose(why: "takenOver" | "removed"): void;
+  lose(why: LostReason): void;
 }
 
 /** A session with who is connected to it. */
@@ -32,135 +33,212 @@ export interface HandleOwner extends Pick<SessionHandle, "present" | "subscribe"
   delivered(entry: Entry): void;
   /** It has a packet id now, or has been released: resolves once that is safe; undefined = it is. */
   record(entries: readonly Entry[]): Promise<void> | undefined;
+  /** Its deliveries have begun. */
+  attached?(): void;
   closed(expirySec: SessionExpiry | undefined): Awaitable<void>;
-  lost(why: "takenOver" | "removed"): void;
+  lost(why: LostReason): void;
 }
 
-export function createHandle(session: Session, owner: HandleOwner): MemoryHandle {
-  let deliver: ((delivery: Delivery, again: boolean) => boolean) | undefined;
-  let resend: Entry[] = [];
-  let credit = 0;
-  let open = true;
-  let securing = false;
+/** A class because there are as many as clients. */
+class LocalHandle implements MemoryHandle {
+  readonly present: boolean;
+  readonly inbound: SessionHandle["inbound"];
+  private readonly session: Session;
+  private readonly owner: HandleOwner;
+  private deliver: ((delivery: Delivery, again: boolean) => boolean) | undefined;
+  private resend: Entry[] = none;
+  private credit = 0;
+  private open = true;
+  private securing = false;
 
-  /** The ids of the QoS 2 messages that credit allows next are made safe, all of them with one write. */
-  function secure(): void {
-    if (securing) return;
-    const next = session.ahead(credit).filter((entry) => entry !== undefined && isUnsafe(entry)) as Entry[];
-    for (const entry of next) session.number(entry);
-    const safe = owner.record(next);
-    securing = true;
-    void (async () => {
-      try {
-        await safe;
-        for (const entry of next) entry.isSafe = true;
-      } catch {
-        // The journal is tried again after a while, and with it what `pump` puts next.
-      }
-      securing = false;
-      pump();
-    })();
+  constructor(session: Session, owner: HandleOwner) {
+    this.session = session;
+    this.owner = owner;
+    this.present = owner.present;
+    this.inbound = new HandleInbound(this, owner.inbound);
   }
 
-  function isUnsafe({ qos, recorded, isSafe }: Entry): boolean {
-    return qos === 2 && recorded && !isSafe;
+  get isOpen(): boolean {
+    return this.open;
   }
 
-  function pump(): void {
+  get subscriptions(): SessionHandle["subscriptions"] {
+    return this.session.subscriptions;
+  }
+
+  subscribe(topicFilter: string, options: SubscriptionOptions): Awaitable<{ readonly isNew: boolean }> {
+    return this.open ? this.owner.subscribe(topicFilter, options) : { isNew: false };
+  }
+
+  unsubscribe(topicFilter: string): Awaitable<boolean> {
+    return this.open && this.owner.unsubscribe(topicFilter);
+  }
+
+  deliverRetained(topicFilter: string, isNew: boolean): Awaitable<void> {
+    if (this.open) return this.owner.deliverRetained(topicFilter, isNew);
+  }
+
+  attach(to: (delivery: Delivery, again: boolean) => boolean, granted: number): void {
+    if (!this.open) return;
+    this.resend = [...this.session.inflight];
+    // Below zero where the window has shrunk since: what is in flight is resent, and nothing new until it fits again.
+    this.credit = granted - this.resend.length;
+    this.deliver = to;
+    this.pump();
+    this.owner.attached?.();
+  }
+
+  resume(): void {
+    if (this.open) this.pump();
+  }
+
+  settle(delivery: Delivery): void {
+    const entry = delivery as Entry;
+    if (!this.open || !this.session.settle(entry)) return;
+    this.owner.delivered(entry);
+    this.owner.stirred();
+    this.credit++;
+    this.pump();
+  }
+
+  release(delivery: Delivery): Awaitable<void> {
+    const entry = delivery as Entry;
+    if (!this.open || !this.session.inflight.has(entry)) return;
+    entry.released = true;
+    this.owner.stirred();
+    return this.owner.record([entry]);
+  }
+
+  offer(entry: Entry): void {
+    // Nothing in flight: from here on it has something to settle.
+    if (this.session.inflight.size === 0) this.owner.stirred();
+    if (this.sendAtOnce(entry)) return;
+    this.session.push(entry);
+    this.pump();
+  }
+
+  close(expirySec?: SessionExpiry): Awaitable<void> {
+    if (!this.open) return;
+    this.open = false;
+    this.deliver = undefined;
+    return this.owner.closed(expirySec);
+  }
+
+  lose(why: LostReason): void {
+    if (!this.open) return;
+    this.open = false;
+    this.deliver = undefined;
+    this.owner.lost(why);
+  }
+
+  private pump(): void {
+    const { session, owner } = this;
     for (;;) {
       // A connection that breaks inside `deliver` takes it away.
-      if (!deliver) return;
-      const [again] = resend;
+      if (!this.deliver) return;
+      const [again] = this.resend;
       if (again) {
-        if (!deliver(again, true)) return;
-        resend.shift();
+        if (!this.deliver(again, true)) return;
+        this.resend.shift();
         continue;
       }
       const next = session.peek();
       if (!next) return;
-      if (next.withdrawn || isExpired(next)) {
+      if (next.withdrawn || this.isExpired(next)) {
         session.drop(next.withdrawn ? "fault" : "expired");
         continue;
       }
-      if (next.qos > 0 && credit <= 0) return;
+      if (next.qos > 0 && this.credit <= 0) return;
       if (isUnsafe(next)) {
-        secure();
+        void this.secure();
         return;
       }
-      if (next.qos > 0 && next.packetId === 0) {
-        session.number(next);
-        if (next.recorded) void owner.record([next]);
-      }
-      if (!deliver(next, false)) return;
-      if (next.qos > 0) credit--;
+      this.number(next);
+      if (!this.deliver(next, next.sentBefore)) return;
+      if (next.qos > 0) this.credit--;
       session.take();
       if (next.qos === 0) owner.delivered(next);
     }
   }
 
-  function isExpired({ message }: Entry): boolean {
-    return message.expiresAt !== 0 && message.expiresAt <= owner.now();
+  /** Where nothing waits in front of it, a message needs no place in the queue. Answers whether it is gone. */
+  private sendAtOnce(entry: Entry): boolean {
+    const { session } = this;
+    if (!this.deliver || this.resend.length > 0 || session.queued > 0) return false;
+    if (isUnsafe(entry) || this.isExpired(entry) || session.isFull(entry.message.bytes)) return false;
+    if (entry.qos > 0 && this.credit <= 0) return false;
+    this.number(entry);
+    if (!this.deliver(entry, entry.sentBefore)) return false;
+    if (entry.qos > 0) this.credit--;
+    session.sent(entry);
+    if (entry.qos === 0) this.owner.delivered(entry);
+    return true;
   }
 
-  return {
-    present: owner.present,
-    subscriptions: session.subscriptions,
-    subscribe: (topicFilter, options) => (open ? owner.subscribe(topicFilter, options) : { isNew: false }),
-    unsubscribe: (topicFilter) => open && owner.unsubscribe(topicFilter),
-    deliverRetained(topicFilter, isNew) {
-      if (open) return owner.deliverRetained(topicFilter, isNew);
-    },
-    attach(to, granted) {
-      if (!open) return;
-      resend = [...session.inflight];
-      // Below zero where the window has shrunk since: what is in flight is resent, and nothing new until it fits again.
-      credit = granted - resend.length;
-      deliver = to;
-      pump();
-    },
-    resume() {
-      if (open) pump();
-    },
-    settle(delivery) {
-      const entry = delivery as Entry;
-      if (!open || !session.settle(entry)) return;
-      owner.delivered(entry);
-      owner.stirred();
-      credit++;
-      pump();
-    },
-    release(delivery) {
-      const entry = delivery as Entry;
-      if (!open || !session.inflight.has(entry)) return;
-      entry.released = true;
-      owner.stirred();
-      return owner.record([entry]);
-    },
-    inbound: {
-      has: (packetId) => open && owner.inbound.has(packetId),
-      // Also late: a pipeline may take longer than the connection lasts.
-      add: (packetId) => owner.inbound.add(packetId),
-      delete(packetId) {
-        if (open) return owner.inbound.delete(packetId);
-      },
-    },
-    offer(entry) {
-      // Nothing in flight: from here on it has something to settle.
-      if (session.inflight.size === 0) owner.stirred();
-      session.push(entry);
-      pump();
-    },
-    close(expirySec) {
-      if (!open) return;
-      open = false;
-      deliver = undefined;
-      return owner.closed(expirySec);
-    },
-    lose(why) {
-      if (!open) return;
-      open = false;
-      deliver = undefined;
-      owner.lost(why);
-    },
-  };
+  /** The ids of the QoS 2 messages that credit allows next are made safe, all of them with one write. */
+  private async secure(): Promise<void> {
+    if (this.securing) return;
+    const next = this.session.ahead(this.credit).filter((entry) => entry !== undefined && isUnsafe(entry)) as Entry[];
+    for (const entry of next) this.session.number(entry);
+    const safe = this.owner.record(next);
+    this.securing = true;
+    try {
+      await safe;
+      for (const entry of next) entry.isSafe = true;
+    } catch {
+      // The journal is tried again after a while, and with it what `pump` puts next.
+    }
+    this.securing = false;
+    this.pump();
+  }
+
+  private number(entry: Entry): void {
+    if (entry.qos === 0 || entry.packetId !== 0) return;
+    this.session.number(entry);
+    if (entry.recorded) void this.owner.record([entry]);
+  }
+
+  private isExpired({ message }: Entry): boolean {
+    return message.expiresAt !== 0 && message.expiresAt <= this.owner.now();
+  }
+}
+
+/** {@link SessionHandle.inbound}. */
+class HandleInbound {
+  private readonly handle: LocalHandle;
+  private readonly inner: HandleOwner["inbound"];
+
+  constructor(handle: LocalHandle, inner: HandleOwner["inbound"]) {
+    this.handle = handle;
+    this.inner = inner;
+  }
+
+  has(packetId: number): boolean {
+    return this.handle.isOpen && this.inner.has(packetId);
+  }
+
+  /** Also late: a pipeline may take longer than the connection lasts. */
+  add(packetId: number): Awaitable<void> {
+    return this.inner.add(packetId);
+  }
+
+  delete(packetId: number): Awaitable<void> {
+    if (this.handle.isOpen) return this.inner.delete(packetId);
+  }
+
+  ids(): Iterable<number> {
+    return this.handle.isOpen ? (this.inner.ids?.() ?? []) : [];
+  }
+}
+
+/** What nothing is added to. */
+const none: Entry[] = [];
+
+function isUnsafe({ qos, recorded, isSafe }: Entry): boolean {
+  return qos === 2 && recorded && !isSafe;
+}
+
+/** Its methods are the class's: copying its properties into another object leaves them behind. */
+export function createHandle(session: Session, owner: HandleOwner): LocalHandle {
+  return new LocalHandle(session, owner);
 }

@@ -1,4 +1,5 @@
 /** What outlives a connection: subscriptions, the queue, deliveries in flight, and the packet ids of both directions. */
+import type { LogPosition } from "./cluster-engine.ts";
 import type { Message, SubscriptionOptions } from "./plugin.ts";
 import type { Delivery, PublishOptions, QueueLimits, SessionExpiry, StoredMessage } from "./store.ts";
 
@@ -17,6 +18,8 @@ export interface KeptMessage extends StoredMessage {
   holders: number;
   /** Records in the journal that refer to it. */
   records: number;
+  /** Where it is in a cluster's log. */
+  readonly position?: LogPosition | undefined;
 }
 
 /** A delivery with what the store knows of it. */
@@ -33,6 +36,8 @@ export interface Entry extends Delivery {
   recorded: boolean;
   /** QoS 2: its packet id is durable, so that it may be sent. */
   isSafe: boolean;
+  /** Another node has sent it under its packet id. */
+  readonly sentBefore: boolean;
 }
 
 /** What a session lets go of goes here. */
@@ -52,6 +57,8 @@ const overheadBytes = 128;
 /** The QoS 0 messages that may wait for a connection that is busy; more are dropped and counted. */
 const maxQos0 = 1000;
 
+const nothing: ReadonlySet<Entry> = new Set();
+
 /**
  * The in-memory session. Messages wait in `queue`, oldest first; `take` moves them to `inflight` (QoS 1 and 2) until they
  * are settled. A class, because there are as many as clients.
@@ -60,8 +67,8 @@ export class Session {
   readonly clientId: string;
   expirySec: SessionExpiry;
   readonly subscriptions = new Map<string, SubscriptionOptions>();
-  /** In the order they were sent. */
-  readonly inflight = new Set<Entry>();
+  /** Of deliveries in flight; not before the first: most clients only publish. */
+  private sending: Set<Entry> | undefined;
   /** Of QoS 2 messages that the client sends. */
   inbound: Set<number> | undefined;
   /** Those of them that are not durable yet: they don't count. */
@@ -82,19 +89,30 @@ export class Session {
     this.owner = owner;
   }
 
+  /** In the order they were sent. */
+  get inflight(): ReadonlySet<Entry> {
+    return this.sending ?? nothing;
+  }
+
   get queued(): number {
     return this.queue.length - this.head;
   }
 
   /** Would one more message go over the bound? */
   isFull(bytes: number): boolean {
-    return (
-      this.queued + this.inflight.size >= this.owner.queue.maxMessages || this.bytes + bytes > this.owner.queue.maxBytes
-    );
+    const { maxMessages, maxBytes } = this.owner.queue;
+    return this.queued + this.inflight.size >= maxMessages || this.bytes + bytes > maxBytes;
   }
 
   isCrowded(): boolean {
     return this.over(highWater);
+  }
+
+  /** Messages that it takes before it is crowded. */
+  get spare(): number {
+    return this.isCrowded()
+      ? 0
+      : Math.floor(this.owner.queue.maxMessages * highWater) + 1 - this.queued - this.inflight.size;
   }
 
   /** Would one more QoS 0 message be dropped before long? */
@@ -103,28 +121,38 @@ export class Session {
   }
 
   private over(share: number): boolean {
-    return (
-      this.queued + this.inflight.size > this.owner.queue.maxMessages * share ||
-      this.bytes > this.owner.queue.maxBytes * share
-    );
+    const { maxMessages, maxBytes } = this.owner.queue;
+    return this.queued + this.inflight.size > maxMessages * share || this.bytes > maxBytes * share;
   }
 
   /** Queues it. Where there is no room the oldest goes for it; at QoS 0 it goes itself. */
   push(entry: Entry): void {
+    const { bytes } = entry.message;
+    let isFull = this.isFull(bytes);
     if (entry.qos === 0) {
-      if (this.qos0 >= maxQos0 || this.isFull(entry.message.bytes)) {
+      if (this.qos0 >= maxQos0 || isFull) {
         this.owner.lost(this, entry, "qos0_busy");
         return;
       }
       this.qos0++;
     }
-    while (this.isFull(entry.message.bytes) && this.queued > 0) this.drop("queue_full");
+    while (isFull && this.queued > 0) {
+      this.drop("queue_full");
+      isFull = this.isFull(bytes);
+    }
     // Larger than the whole bound, or all of it in flight: nothing older is left to give way.
-    if (this.isFull(entry.message.bytes)) {
+    if (isFull) {
       this.owner.lost(this, entry, "queue_full");
       return;
     }
     this.queue.push(entry);
+    this.bytes += bytes;
+  }
+
+  /** It was sent past the queue, in which nothing waits. */
+  sent(entry: Entry): void {
+    if (entry.qos === 0) return;
+    (this.sending ??= new Set()).add(entry);
     this.bytes += entry.message.bytes;
   }
 
@@ -146,7 +174,7 @@ export class Session {
   take(): void {
     const entry = this.shift();
     if (!entry || entry.qos === 0) return;
-    this.inflight.add(entry);
+    (this.sending ??= new Set()).add(entry);
     this.bytes += entry.message.bytes;
   }
 
@@ -168,9 +196,18 @@ export class Session {
     used.add(entry.packetId);
   }
 
+  /** The id is given to no delivery until `unreserve`. */
+  reserve(packetId: number): void {
+    (this.packetIds ??= new Set()).add(packetId);
+  }
+
+  unreserve(packetId: number): void {
+    this.packetIds?.delete(packetId);
+  }
+
   /** False: it is not, or no longer, in flight. */
   settle(entry: Entry): boolean {
-    if (!this.inflight.delete(entry)) return false;
+    if (!this.sending?.delete(entry)) return false;
     this.packetIds?.delete(entry.packetId);
     this.bytes -= entry.message.bytes;
     this.relieve();
@@ -209,7 +246,7 @@ export class Session {
         this.queue.push(entry);
         continue;
       }
-      this.inflight.add(entry);
+      (this.sending ??= new Set()).add(entry);
       (this.packetIds ??= new Set()).add(entry.packetId);
       this.lastPacketId = entry.packetId;
     }

@@ -1,4 +1,5 @@
 /** Validated options -> the spec's types. Only called where no problem was found, so that each cast is what a schema has checked. */
+import { availableParallelism } from "node:os";
 import { resolve } from "node:path";
 import { flowOf, type FilterEntry, type PipelineEntry } from "./checks.ts";
 import { isMap, type Entry } from "./entry.ts";
@@ -38,6 +39,8 @@ export function toProxySpec(entry: Entry, listeners: readonly ListenerSpec[]): P
     clientPublishLimit: options.clientPublishLimit,
     rules: Object.fromEntries(options.rules.map((rule) => [rule.when.packetType, rule.pipeline])),
     presence: options.presence,
+    onPoison: options.onPoison,
+    deadLetter: options.deadLetter,
     brokerMode: options.brokerMode,
     sysInterval: options.sysInterval,
     retryInterval: options.retryInterval,
@@ -96,13 +99,14 @@ interface GatewayOptions {
   readonly log: { readonly level: string };
   readonly plugins: { readonly dirs: readonly string[] } & Partial<Trust>;
   readonly drain: { readonly timeout: number; readonly rate: number; readonly serverReference?: string };
+  readonly workers: number | "auto";
   readonly history: number;
   readonly hints: readonly string[];
 }
 
 /** Of the Gateway document's options, or the defaults where there is none or it has problems. */
 export function toGatewaySpec(options: Readonly<Record<string, unknown>> | undefined, folder: string): GatewaySpec {
-  const { log, plugins, drain, history, hints } = (options ?? {}) as Partial<GatewayOptions>;
+  const { log, plugins, drain, workers, history, hints } = (options ?? {}) as Partial<GatewayOptions>;
   return {
     log: { level: log?.level ?? "info" },
     plugins: { ...trustAll, ...plugins, dirs: (plugins?.dirs ?? []).map((dir) => resolve(folder, dir)) },
@@ -111,6 +115,7 @@ export function toGatewaySpec(options: Readonly<Record<string, unknown>> | undef
       rate: drain?.rate ?? 1000,
       serverReference: drain?.serverReference,
     },
+    workers: workers === "auto" ? availableParallelism() : (workers ?? 1),
     history: history ?? 20,
     hints: hints ?? [],
   };

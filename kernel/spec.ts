@@ -24,6 +24,15 @@ export interface PresenceSpec {
   readonly pipeline: string;
 }
 
+/** Where a PUBLISH goes that faults again and again. */
+export interface DeadLetterSpec {
+  readonly pipeline: string;
+  /** The fault with which it goes there, counted from 1. */
+  readonly faults: number;
+  /** Packets whose faults are counted at a time. */
+  readonly maxTracked: number;
+}
+
 export interface TcpAddress {
   /** Undefined = all interfaces, IPv6 and IPv4. */
   readonly host: string | undefined;
@@ -80,6 +89,10 @@ export interface ProxySpec {
   readonly rules: Partial<Record<PacketType, string>>;
   /** Where clients that come and go are told of. */
   readonly presence: PresenceSpec | undefined;
+  /** What becomes of a QoS 1 or 2 PUBLISH that faults again and again. */
+  readonly onPoison: "close" | "deadLetter";
+  /** There where `onPoison` says so. */
+  readonly deadLetter: DeadLetterSpec | undefined;
   readonly brokerMode: boolean;
   /** Seconds between two reports of the proxy to the subscribers of `$SYS/broker/#`; 0 = none. */
   readonly sysInterval: number;
@@ -185,6 +198,8 @@ export interface GatewaySpec {
   readonly log: { readonly level: string };
   readonly plugins: { readonly dirs: readonly string[] } & Trust;
   readonly drain: DrainSpec;
+  /** Processes that clients are shared out among; 1 = all is done in this one. */
+  readonly workers: number;
   /** Applied configs that are remembered. */
   readonly history: number;
   /** Lines that the banner ends with: what a newcomer can try. */

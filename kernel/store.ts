@@ -3,7 +3,7 @@
  * sessions of one proxy are never seen through another. Each method may answer at once or with a promise, so that the
  * store in memory costs none and one on disk or behind a network fits the same calls.
  */
-import type { Message, PublishOutcome, QoS, SessionInfo, SubscriptionOptions } from "./plugin.ts";
+import type { Client, Message, PublishOutcome, QoS, SessionInfo, SubscriptionOptions, Will } from "./plugin.ts";
 
 export type Awaitable<T> = T | Promise<T>;
 
@@ -70,6 +70,19 @@ export interface StoreOptions {
    */
   onDropped(reason: string, count: number): void;
   now(): number;
+  /**
+   * A node of the cluster has died, and this will of one of its clients is this node's to publish, as if its connection
+   * had ended here.
+   */
+  onOrphanedWill?(will: WillOfClient): Promise<void>;
+  /** A client has connected to another node. @param resumed its session goes on there */
+  onElsewhere?(clientId: string, resumed: boolean): void;
+}
+
+/** With what a pipeline is to know of its client. */
+export interface WillOfClient {
+  readonly will: Will;
+  readonly client: Pick<Client, "id" | "username" | "address" | "protocolVersion">;
 }
 
 export interface QueueLimits {
@@ -113,6 +126,11 @@ export interface ProxyStore {
   /** Forgets the session; its connection hears `onLost`. */
   remove(clientId: string): Awaitable<boolean>;
   readonly counts: StoreCounts;
+  /**
+   * What one client publishes takes effect in the order of the calls, whichever of them is answered first. Without it the
+   * next is published when the one before it is answered.
+   */
+  readonly keepsOrder?: boolean | undefined;
 }
 
 export interface Acquisition {
@@ -122,8 +140,13 @@ export interface Acquisition {
   /** Seconds that the session outlives its connection; 0 = it ends with it, {@link SessionExpiry} 0xFFFFFFFF = never. */
   readonly expirySec: SessionExpiry;
   readonly info: { readonly username: string | undefined; readonly address: string };
-  readonly onLost: (why: "takenOver" | "removed") => void;
+  readonly onLost: (why: LostReason) => void;
+  /** What is to be published if the node dies: for a store whose other nodes hear of that. */
+  readonly will?: WillOfClient | undefined;
 }
+
+/** `storeLost`: a cluster could not be reached for so long that another node may own the session by now. */
+export type LostReason = "takenOver" | "removed" | "storeLost";
 
 /** Seconds, 0 to 0xFFFFFFFF [MQTT-3.1.2.11.2]. A client of 3.1.1 has 0 with a clean session, else 0xFFFFFFFF. */
 export type SessionExpiry = number;
@@ -143,6 +166,8 @@ export interface StoreCounts {
 export interface SessionHandle {
   /** A stored session was resumed [MQTT-3.2.2-2]. */
   readonly present: boolean;
+  /** Greater for each later connection of a client, where others than this process, or node, count them too. */
+  readonly ordinal?: number | undefined;
   /** By topic filter, `$share/group/` included. */
   readonly subscriptions: ReadonlyMap<string, SubscriptionOptions>;
   /** In effect (and as durable as the store is) once it answers: before the SUBACK. */
@@ -178,6 +203,8 @@ export interface SessionHandle {
     add(packetId: number): Awaitable<void>;
     /** Durable once it answers, before the PUBCOMP: the client may use the id anew after that. */
     delete(packetId: number): Awaitable<void>;
+    /** All that {@link has} answers true for. Without it they are found by asking for each. */
+    ids?(): Iterable<number>;
   };
   /** The connection ended. @param expirySec a new session expiry, which DISCONNECT may bring [MQTT-3.14.2-2] */
   close(expirySec?: SessionExpiry): Awaitable<void>;

@@ -1,7 +1,7 @@
 /** A client as subscriber: its SUBSCRIBEs and UNSUBSCRIBEs, and the deliveries that come of them. */
 import type { Admitted, PeerDeps } from "./admitted.ts";
 import { encodeAck, encodeSuback, encodeSubackV5, encodeUnsubackV5 } from "./encoder.ts";
-import { encodeDelivery } from "./delivery-frame.ts";
+import { encodeDelivery, isPlain, templateOf } from "./delivery-frame.ts";
 import { createInflight, type Inflight } from "./inflight.ts";
 import { type Outcome, reasonOf } from "./outcome.ts";
 import type { AckIn, SubscribeIn, UnsubscribeIn } from "./packet.ts";
@@ -84,8 +84,8 @@ export class Subscriber {
     if (qos > 0 && this.isV5 && this.flight().size >= (connect.properties?.receiveMaximum ?? 65_535)) return false;
     const { protocolVersion } = connect;
     const alias = again ? undefined : this.aliases?.of(message.topic);
-    const frame = encodeDelivery(delivery, { protocolVersion, dup: again && qos > 0, now: this.deps.now(), alias });
-    if (frame.length > connection.maximumPacketSize) {
+    const template = templateOf(delivery, protocolVersion, alias);
+    if (template.bytes.length > connection.maximumPacketSize) {
       // As if it had been sent and acknowledged [MQTT-3.1.2-25].
       meters.dropped("packetTooLarge");
       if (qos > 0) queueMicrotask(() => handle.settle(delivery));
@@ -95,7 +95,9 @@ export class Subscriber {
     if (qos > 0) this.flight().add(delivery);
     if (again) meters.resent();
     else meters.delivered();
-    connection.send(frame);
+    if (!again && isPlain(template)) connection.sendTemplate(template, delivery.packetId);
+    else
+      connection.send(encodeDelivery(delivery, template, { dup: again && qos > 0, now: () => this.deps.now(), alias }));
     return true;
   }
 

@@ -15,14 +15,17 @@ export interface Wills {
 /** The longest that a timer takes. */
 const maxTimeoutMs = 2 ** 31 - 1;
 
-export function createWills(clock: Clock): Wills {
+/** @param changed told which clients have a will that waits, and which no longer */
+export function createWills(clock: Clock, changed?: (clientId: string, waits: boolean) => void): Wills {
   const waiting = new Map<string, { readonly publish: () => void; timer: { clear(): void } }>();
 
   function take(clientId: string): (() => void) | undefined {
     const will = waiting.get(clientId);
+    if (!will) return undefined;
     waiting.delete(clientId);
-    will?.timer.clear();
-    return will?.publish;
+    will.timer.clear();
+    changed?.(clientId, false);
+    return will.publish;
   }
 
   return {
@@ -38,6 +41,7 @@ export function createWills(clock: Clock): Wills {
         }, maxTimeoutMs);
       };
       waiting.set(clientId, { publish, timer: arm() });
+      changed?.(clientId, true);
     },
     back(clientId, resumed) {
       const publish = take(clientId);

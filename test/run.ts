@@ -5,7 +5,8 @@
  * exit code 1 on any failure.
  */
 import { spawn } from "node:child_process";
-import { glob } from "node:fs/promises";
+import { glob, mkdir, mkdtemp, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
 import { join, relative } from "node:path";
 import { startKafka } from "./helpers/kafka.ts";
 
@@ -26,6 +27,10 @@ if (files.length === 0) {
 }
 
 const kafka = await startKafka();
+/** What suites share: the packed packages, and what Node has compiled, since they start hundreds of processes. */
+const shared = await mkdtemp(join(tmpdir(), "sluice-test-run-"));
+const packed = join(shared, "packed");
+await mkdir(packed);
 const child = spawn(
   process.execPath,
   [
@@ -38,6 +43,8 @@ const child = spawn(
     stdio: "inherit",
     env: {
       ...process.env,
+      NODE_COMPILE_CACHE: join(shared, "compiled"),
+      SLUICE_TEST_PACKED: packed,
       ...(long ? { SLUICE_TEST_LONG: "true" } : {}),
       ...(kafka ? { SLUICE_TEST_KAFKA: kafka.brokers.join(",") } : {}),
     },
@@ -46,4 +53,5 @@ const child = spawn(
 for (const signal of ["SIGINT", "SIGTERM"] as const) process.on(signal, () => child.kill(signal));
 const code = await new Promise<number>((resolve) => child.once("exit", (status) => resolve(status ?? 1)));
 await kafka?.stop();
+await rm(shared, { recursive: true, force: true });
 process.exit(code);

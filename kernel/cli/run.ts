@@ -1,14 +1,20 @@
 /** `sluice run`: the gateway in the foreground. */
+import { type ChildProcess, fork } from "node:child_process";
 import { constants } from "node:os";
-import { pino, type DestinationStream, type Logger } from "pino";
+import { extname } from "node:path";
+import { fileURLToPath } from "node:url";
 import { loadSpec } from "../config.ts";
-import { createGateway, type Gateway } from "../gateway.ts";
+import { createGateway } from "../gateway.ts";
 import { createPluginModules } from "../plugin-modules.ts";
 import { createReloader } from "../reload.ts";
 import { schemaCompiler } from "../schema.ts";
 import { type Watcher, watchInputs } from "../watch.ts";
+import { createLog } from "./log.ts";
 import type { Cli } from "./main.ts";
 import { count, problemLine } from "./report.ts";
+import { surviveStrays } from "./strays.ts";
+
+const workerProgram = fileURLToPath(new URL(`./worker${extname(import.meta.filename)}`, import.meta.url));
 
 /** @param o.load takes the place of `loadSpec` */
 export async function run(
@@ -17,8 +23,13 @@ export async function run(
 ): Promise<number> {
   const { config, watch, load = loadSpec } = o;
   // The config says the level, and whether it can be read at all is not known yet.
-  const log = pino({ timestamp: pino.stdTimeFunctions.isoTime }, await logStream(cli));
-  const gateway = createGateway({ log, version: cli.version });
+  const log = await createLog({ isTTY: cli.stdout.isTTY, colors: cli.colors });
+  const gateway = createGateway({
+    log,
+    version: cli.version,
+    // A worker reads the config as it is on the disk, and not as another `load` makes it.
+    ...(o.load ? {} : { crew: { fork: forkWorker, cwd: cli.cwd, bins: cli.bins } }),
+  });
   const from = {
     ...cli,
     compile: schemaCompiler(),
@@ -69,25 +80,10 @@ export async function run(
   return 0;
 }
 
-/**
- * A plugin's timer that throws, or a promise that nobody awaits, must not end everybody's connections. It is logged and
- * counted; what a filter's own `handle` throws never comes this far.
- */
-function surviveStrays({ host }: Gateway, log: Logger): void {
-  const strays = host.metrics.counter(
-    "sluice_stray_errors_total",
-    "Errors that nothing caught: a plugin's defect, or ours.",
-  );
-  process.on("uncaughtException", (error, origin) => {
-    strays.inc();
-    log.error({ err: error, origin }, "An error that nothing caught; the gateway goes on");
-  });
-}
-
-async function logStream(cli: Cli): Promise<DestinationStream> {
-  if (!cli.stdout.isTTY) return pino.destination({ dest: 1, sync: true });
-  const { default: pretty } = await import("pino-pretty");
-  return pretty({ colorize: cli.colors, ignore: "pid,hostname", translateTime: "SYS:HH:MM:ss.l", sync: true });
+/** Its log goes where ours goes. A debugger's port can't be had twice. */
+function forkWorker(): ChildProcess {
+  const execArgv = process.execArgv.filter((flag) => !flag.startsWith("--inspect"));
+  return fork(workerProgram, [], { execArgv, stdio: ["ignore", "inherit", "inherit", "ipc", "pipe"] });
 }
 
 /** The first SIGINT or SIGTERM asks for a stop; the second one ends the process at once. */

@@ -38,7 +38,7 @@ async function answer(
   const deadline = new AbortController();
   if (o.isLate) deadline.abort();
   const ctx = sample({ clientId: o.clientId ?? "client-1", signal: deadline.signal });
-  const settled = Promise.try(() => filter.handle(ctx)).then(
+  const settled = Promise.try(async () => filter.handle(ctx)).then(
     (result) => ({ result }),
     (error: unknown) => ({ error }),
   );

@@ -3,7 +3,14 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { Clock, Host, Logger } from "@sluice/kernel";
-import { createMetrics, SluiceError, systemClock, type RootLogger, type SharedHost } from "@sluice/kernel/internal";
+import {
+  createMetrics,
+  SluiceError,
+  systemClock,
+  type HostSource,
+  type RootLogger,
+  type SharedHost,
+} from "@sluice/kernel/internal";
 
 export interface LogLine {
   readonly level: "debug" | "info" | "warn" | "error";
@@ -27,7 +34,7 @@ export interface TestHost {
 /** What hosts are made from: logs, metrics and a gateway without proxies. @param folder the config's */
 export function createTestSource(folder: string, clock: Clock = systemClock) {
   const logs: LogLine[] = [];
-  const metrics = createMetrics();
+  const metrics: HostSource["metrics"] = createMetrics();
   let logLevel = "info";
 
   function createLogger(fixed: object): RootLogger {
@@ -60,6 +67,8 @@ export function createTestSource(folder: string, clock: Clock = systemClock) {
     },
     kinds: () => [],
     health: () => [],
+    worker: { index: 0, count: 1 },
+    cluster: { isJoined: false, members: () => Promise.resolve([]) },
     about: () => ({ name: "sluice", version: "0.0.0", node: process.version, startedAt: Date.now() }),
     logLevel: {
       get: () => logLevel,

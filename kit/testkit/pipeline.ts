@@ -180,7 +180,7 @@ function createRecorder(recordings: WeakMap<object, Recording>): (kind: FilterKi
         };
         try {
           const result = filter.handle(ctx);
-          return result instanceof Promise ? result.then(answered, failed) : answered(result);
+          return typeof result === "object" ? Promise.resolve(result).then(answered, failed) : answered(result);
         } catch (error) {
           return failed(error);
         }

@@ -22,6 +22,8 @@ export interface Api {
     body?: object,
     headers?: Readonly<Record<string, string>>,
   ): Promise<unknown>;
+  /** The answer to a GET as it is; fails as `request` does. */
+  text(path: string): Promise<string>;
 }
 
 export const apiOption = `  --api URL           the gateway's HTTP API (default: $SLUICE_API, else http://127.0.0.1:2381);
@@ -41,44 +43,55 @@ export function openApi(option: string | undefined, io: CommandIo): Api {
   const base = parseBase(given, option === undefined ? "SLUICE_API" : "--api");
   const key = io.env["SLUICE_API_KEY"];
 
-  return {
-    url: base,
-    async request(method, path, body, headers) {
-      const timeout = AbortSignal.timeout(answerMs);
-      let response: Response;
-      let text: string;
-      try {
-        response = await fetch(`${base}/apis/v2${path}`, {
-          method,
-          headers: {
-            accept: "application/json",
-            ...(body && { "content-type": "application/json" }),
-            ...(key && { authorization: `Bearer ${key}` }),
-            ...headers,
-          },
-          ...(body && { body: JSON.stringify(body) }),
-          // A redirect would carry the key to wherever it points.
-          redirect: "manual",
-          signal: AbortSignal.any([io.signal, timeout]),
-        });
-        text = await response.text();
-      } catch (error) {
-        const why = timeout.aborted ? `no answer within ${answerMs / 1000} s` : reasonOf(error);
-        if (isDistrust(error)) {
-          throw failure(
-            exit.unreachable,
-            `${base} shows a certificate that is not trusted: ${why}. Name the file of its issuer: NODE_EXTRA_CA_CERTS=ca.pem sluice ...`,
-          );
-        }
+  async function send(
+    method: string,
+    path: string,
+    body: object | undefined,
+    headers: Readonly<Record<string, string>> | undefined,
+  ): Promise<string> {
+    const timeout = AbortSignal.timeout(answerMs);
+    let response: Response;
+    let text: string;
+    try {
+      response = await fetch(`${base}/apis/v2${path}`, {
+        method,
+        headers: {
+          accept: "application/json",
+          ...(body && { "content-type": "application/json" }),
+          ...(key && { authorization: `Bearer ${key}` }),
+          ...headers,
+        },
+        ...(body && { body: JSON.stringify(body) }),
+        // A redirect would carry the key to wherever it points.
+        redirect: "manual",
+        signal: AbortSignal.any([io.signal, timeout]),
+      });
+      text = await response.text();
+    } catch (error) {
+      const why = timeout.aborted ? `no answer within ${answerMs / 1000} s` : reasonOf(error);
+      if (isDistrust(error)) {
         throw failure(
           exit.unreachable,
-          `can't reach a gateway at ${base}: ${why}. Is it running (\`sluice run\`)? Name another one with --api URL or SLUICE_API.`,
+          `${base} shows a certificate that is not trusted: ${why}. Name the file of its issuer: NODE_EXTRA_CA_CERTS=ca.pem sluice ...`,
         );
       }
-      const answer = parse(text);
-      if (response.status !== 200 && response.status !== 201) {
-        throw failure(exit.refused, `${base} answered ${response.status}: ${messageOf(answer) ?? response.statusText}`);
-      }
+      throw failure(
+        exit.unreachable,
+        `can't reach a gateway at ${base}: ${why}. Is it running (\`sluice run\`)? Name another one with --api URL or SLUICE_API.`,
+      );
+    }
+    if (response.status !== 200 && response.status !== 201) {
+      const why = messageOf(parse(text)) ?? response.statusText;
+      throw failure(exit.refused, `${base} answered ${response.status}: ${why}`);
+    }
+    return text;
+  }
+
+  return {
+    url: base,
+    text: (path) => send("GET", path, undefined, { accept: "*/*" }),
+    async request(method, path, body, headers) {
+      const answer = parse(await send(method, path, body, headers));
       if (answer === undefined)
         throw failure(exit.refused, `${base} did not answer with JSON: is it a Sluice gateway?`);
       return answer;

@@ -9,6 +9,7 @@ import { drainRoutes } from "./drain-route.ts";
 import { healthRoutes } from "./health-route.ts";
 import { kindRoutes } from "./kinds-route.ts";
 import { logLevelRoutes } from "./log-level-route.ts";
+import { memberRoutes } from "./members-route.ts";
 import { send } from "./negotiate.ts";
 import { objectRoutes } from "./objects-route.ts";
 import type { OriginCheck } from "./origin.ts";
@@ -44,6 +45,7 @@ export function createApp(host: Host, options: AppOptions): Koa {
     ...healthRoutes(host),
     ...logLevelRoutes(host),
     ...drainRoutes(host),
+    ...memberRoutes(host),
   ];
   routes.push({
     method: "GET",

@@ -167,13 +167,14 @@ export function changeRoutes(host: Host, maxBodyBytes: number): Route[] {
 /** @param running what a dry run compared with: its answer has the documents that would differ */
 function answer(
   ctx: ParameterizedContext,
-  { version, plan, documents, warnings }: ConfigResult,
+  { version, plan, documents, warnings, nodes }: ConfigResult,
   status: number,
   running?: readonly ConfigDocument[],
 ): void {
   ctx.status = status;
   const changes = running && { changes: compareDocuments(running, documents) };
-  send(ctx, { version, plan, ...changes, warnings: warnings.map(({ where, message }) => ({ where, message })) });
+  const shown = warnings.map(({ where, message }) => ({ where, message }));
+  send(ctx, { version, plan, ...changes, warnings: shown, ...(nodes && { nodes }) });
 }
 
 /** Of one document, as it runs and as it would; secrets are `***` in both. */

@@ -57,6 +57,7 @@ export async function runChange(
   const planned = await planChange(api, request);
   print(formatPlan(planned.plan, io.colors));
   for (const { where, message } of planned.warnings) io.stderr.write(`warning: ${printable(`${where}: ${message}`)}\n`);
+  print(formatNodes(planned.nodes, "plan"));
   if (values["dry-run"]) {
     io.stdout.write(values.json ? `${JSON.stringify(planned)}\n` : "dry run: nothing was changed\n");
     return exit.done;
@@ -66,6 +67,15 @@ export async function runChange(
   const done = await send(api, request, [], { "if-match": `"${planned.version}"` });
   if (values.json) io.stdout.write(`${JSON.stringify(done)}\n`);
   print(`version ${done.version} runs\n`);
+  print(formatNodes(done.nodes, "result"));
+  const without = (done.nodes ?? []).filter(({ outcome }) => outcome !== "applied");
+  if (without.length > 0) {
+    const names = without.map(({ node }) => printable(node)).join(", ");
+    throw failure(
+      exit.refused,
+      `the change was made on this node, but not on ${names}: sluice cluster status shows how they stand`,
+    );
+  }
   if (!values.wait) return exit.done;
   const unhealthy = await waitForHealth(api, io, changedObjects(done.plan), timeoutMs);
   if (unhealthy.length === 0) {
@@ -101,6 +111,17 @@ export function formatPlan({ items, isEmpty }: Plan, colors: boolean): string {
   const lines = items.filter(({ action }) => action !== "keep").map((item) => formatItem(item, colors));
   const kept = items.length - lines.length;
   return `${lines.join("\n")}\n${kept === 0 ? "" : `  ${kept} kept as they are\n`}`;
+}
+
+/** One line for each other node; of a plan only those that would not take it. Empty, or ends with a line end. */
+function formatNodes(nodes: ChangeAnswer["nodes"], of: "plan" | "result"): string {
+  return (nodes ?? [])
+    .filter(({ outcome }) => of === "result" || outcome !== "accepted")
+    .map(({ node, outcome, version, problem }) => {
+      const what = outcome === "applied" ? `version ${version} runs` : `${outcome}: ${problem ?? "no reason given"}`;
+      return `${printable(`node ${node}: ${what}`)}\n`;
+    })
+    .join("");
 }
 
 const marks = { build: ["+", "green"], change: ["~", "yellow"], drop: ["-", "red"], keep: [" ", "reset"] } as const;

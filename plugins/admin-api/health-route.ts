@@ -16,15 +16,22 @@ export function healthRoutes(host: Host): Route[] {
       method: "GET",
       path: "/readyz",
       atRoot: true,
-      summary: "200 once every listener is bound and every service started; with ?strict also every object healthy",
+      summary:
+        "200 once every listener is bound and every service started; with ?strict also every object healthy; ?verbose lists all",
       // Kafka being away is no reason to take the gateway out of a load balancer, which would only close the devices'
       // connections: unhealthy objects are listed, and turn the answer into 503 for those alone who ask with ?strict.
       handle(ctx) {
         const ready = host.isReady();
-        const unhealthy = host.health().filter(({ ok }) => !ok);
-        const strict = ctx.query["strict"] !== undefined && ctx.query["strict"] !== "false";
+        const health = host.health();
+        const unhealthy = health.filter(({ ok }) => !ok);
+        const isAsked = (flag: string): boolean => ctx.query[flag] !== undefined && ctx.query[flag] !== "false";
+        const strict = isAsked("strict");
         ctx.status = ready && !(strict && unhealthy.length > 0) ? 200 : 503;
-        send(ctx, { ready, unhealthy: unhealthy.map(({ name, detail }) => ({ name, detail: detail ?? "" })) });
+        send(ctx, {
+          ready,
+          unhealthy: unhealthy.map(({ name, detail }) => ({ name, detail: detail ?? "" })),
+          ...(isAsked("verbose") && { health: health.map(({ name, ok, detail = "" }) => ({ name, ok, detail })) }),
+        });
       },
     },
     {

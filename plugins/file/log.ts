@@ -14,6 +14,7 @@ import type { FileMeter } from "./meter.ts";
 import { chooseExpired } from "./retention.ts";
 import type { RotatedFile } from "./retention.ts";
 import { fileName, listTopicFiles, stemOf } from "./topic-file.ts";
+import { waitingFault } from "./waiting-fault.ts";
 
 /** Bounds one write, and with it the memory that it takes beside the queue. */
 const maxBatchBytes = 4 * 1024 * 1024;
@@ -100,7 +101,7 @@ export function createLog(options: LogOptions): TopicLog {
       } catch (error) {
         const problem = describe(error);
         meter.failed(topic, batch.lines.length, problem.message);
-        batch.done.reject(problem);
+        batch.done.reject(waitingFault(problem));
         if (opened?.file.broken) await shut();
       }
       options.onSettled(batch.bytes);

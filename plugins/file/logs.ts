@@ -6,6 +6,8 @@ import { createLog, lineEndBytes } from "./log.ts";
 import type { TopicLog } from "./log.ts";
 import { createMeter } from "./meter.ts";
 import type { PendingLine } from "./record.ts";
+import { waitingFault } from "./waiting-fault.ts";
+import { workerFolder } from "./worker-folder.ts";
 
 const upkeepMs = 10_000;
 /** Less than a pipeline's usual deadline, so that the reason is told, and enough for a replaced filter to finish. */
@@ -18,7 +20,7 @@ export interface Logs {
 }
 
 export function openLogs(config: Config, host: Host): Logs {
-  const folder = resolve(host.folder, config.dir);
+  const folder = workerFolder(resolve(host.folder, config.dir), host.worker.index);
   /** The least recently used first. */
   const logs = new Map<string, TopicLog>();
   const closing = new Map<string, Promise<void>>();
@@ -34,11 +36,11 @@ export function openLogs(config: Config, host: Host): Logs {
   let upkeepDone = Promise.resolve();
 
   function append({ topic, text }: PendingLine): Promise<void> {
-    if (closed) throw new Error(`${folder}: the filter is closed`);
+    if (closed) throw waitingFault(`${folder}: the filter is closed`);
     const bytes = Buffer.byteLength(text) + lineEndBytes;
     if (queuedBytes + bytes > config.maxQueuedBytes) {
       meter.refused();
-      throw new Error(
+      throw waitingFault(
         `${folder}: ${queuedBytes} bytes wait to be written, and maxQueuedBytes is ${config.maxQueuedBytes}: the disk is too slow`,
       );
     }

@@ -4,6 +4,7 @@ import type { Command, CommandIo, LoadedConfig } from "@sluice/kernel";
 import { readLines } from "./reader.ts";
 import { parseRecord } from "./record.ts";
 import { listTopicFiles } from "./topic-file.ts";
+import { workerFolders } from "./worker-folder.ts";
 
 const help = `Usage: sluice tail [-f] [-n N] [-c FILE|FOLDER | --dir DIR] [--json] <topic>
 
@@ -35,8 +36,8 @@ const command: Command = {
 
     const topics = await Promise.all(folders.map(findTopics));
     const holding = folders.filter((_, index) => topics[index]?.includes(wish.topic));
-    const [folder, ...others] = holding;
-    if (folder === undefined) {
+    const [dir, ...others] = holding;
+    if (dir === undefined) {
       const known = folders.map((each, index) => `${each}: ${topics[index]?.join(", ") || "no topics"}`);
       io.stderr.write(`sluice tail: no topic ${JSON.stringify(wish.topic)} in\n  ${known.join("\n  ")}\n`);
       return 1;
@@ -44,7 +45,7 @@ const command: Command = {
     if (others.length > 0) {
       return refuse(io, `the topic is in several folders, choose one with --dir: ${holding.join(", ")}`);
     }
-    await print(io, wish, folder);
+    await print(io, wish, dir);
     return 0;
   },
 };
@@ -101,8 +102,13 @@ function foldersOf({ folder, documents }: LoadedConfig): string[] {
 }
 
 async function findTopics(folder: string): Promise<string[]> {
+  const all = await Promise.all((await workerFolders(folder)).map(listTopics));
+  return [...new Set(all.flat())].toSorted();
+}
+
+async function listTopics(folder: string): Promise<string[]> {
   try {
-    return [...(await listTopicFiles(folder)).keys()].sort();
+    return [...(await listTopicFiles(folder)).keys()];
   } catch (error) {
     // Nothing was written yet.
     if (error instanceof Error && "code" in error && error.code === "ENOENT") return [];
@@ -110,20 +116,41 @@ async function findTopics(folder: string): Promise<string[]> {
   }
 }
 
-async function print(io: CommandIo, { topic, last, follow, json }: Wish, folder: string): Promise<void> {
+async function print(io: CommandIo, wish: Wish, dir: string): Promise<void> {
   // Whoever reads us (`| head`) may stop first.
   const gone = new AbortController();
   const stop = () => gone.abort();
   io.stdout.once("error", stop);
   const signal = AbortSignal.any([io.signal, gone.signal]);
   try {
-    for await (const line of readLines({ folder, topic, last, follow, signal })) {
-      if (!io.stdout.write(`${json ? line : describeLine(line, io.colors)}\n`)) await drained(io.stdout, signal);
-      if (signal.aborted) break;
-    }
+    const folders = await workerFolders(dir);
+    const shown =
+      wish.follow || folders.length === 1 ? folders.map((folder) => readLines({ ...wish, folder, signal })) : [];
+    const lines = shown.length > 0 ? shown : [lastOf(folders, wish, signal)];
+    await Promise.all(
+      lines.map(async (each) => {
+        for await (const line of each) {
+          const text = wish.json ? line : describeLine(line, io.colors);
+          if (!io.stdout.write(`${text}\n`)) await drained(io.stdout, signal);
+          if (signal.aborted) break;
+        }
+      }),
+    );
   } finally {
     io.stdout.removeListener("error", stop);
   }
+}
+
+/** Of what several workers have written, in the order of its time. */
+async function* lastOf(folders: readonly string[], { topic, last }: Wish, signal: AbortSignal): AsyncGenerator<string> {
+  const found: { readonly line: string; readonly timestamp: number }[] = [];
+  for (const folder of folders) {
+    for await (const line of readLines({ folder, topic, last, follow: false, signal })) {
+      found.push({ line, timestamp: parseRecord(line)?.timestamp ?? 0 });
+    }
+  }
+  const sorted = found.toSorted((a, b) => a.timestamp - b.timestamp);
+  for (const { line } of last === 0 ? [] : sorted.slice(-last)) yield line;
 }
 
 /** Resolves too where the signal comes first. */

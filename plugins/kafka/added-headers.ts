@@ -3,13 +3,13 @@ import { hash, randomUUID } from "node:crypto";
 import { hostname } from "node:os";
 import type { FilterContext, Host } from "@sluice/kernel";
 import type { AddedHeader } from "./config.ts";
-import type { Headers } from "./record.ts";
+import { setHeader } from "./headers.ts";
 import { userPropertiesOf } from "./template.ts";
 
 export interface AddedHeaders {
   /** What a client chose the names of, so that it can't stand in for ours. */
-  readonly beforeOwn?: ((headers: Headers, ctx: FilterContext) => void) | undefined;
-  readonly afterOwn?: ((headers: Headers, ctx: FilterContext, now: number) => void) | undefined;
+  readonly beforeOwn?: ((headers: (string | Buffer)[], ctx: FilterContext) => void) | undefined;
+  readonly afterOwn?: ((headers: (string | Buffer)[], ctx: FilterContext, now: number) => void) | undefined;
 }
 
 export function createAddedHeaders(wanted: readonly AddedHeader[], host: Host): AddedHeaders {
@@ -35,23 +35,23 @@ export function createAddedHeaders(wanted: readonly AddedHeader[], host: Host): 
     return proxies.names.get(type) ?? "";
   }
 
-  function afterOwn(headers: Headers, ctx: FilterContext, now: number): void {
-    if (names.has("receivedAt")) headers["receivedAt"] = String(now);
-    if (names.has("proxy")) headers["proxy"] = proxyOf(ctx.type);
-    if (names.has("node")) headers["node"] = node;
+  function afterOwn(headers: (string | Buffer)[], ctx: FilterContext, now: number): void {
+    if (names.has("receivedAt")) setHeader(headers, "receivedAt", String(now));
+    if (names.has("proxy")) setHeader(headers, "proxy", proxyOf(ctx.type));
+    if (names.has("node")) setHeader(headers, "node", node);
     if (ctx.type !== "Publish") return;
     const { qos, retain, dup, packetId } = ctx.packet;
-    if (names.has("qos")) headers["qos"] = String(qos);
-    if (names.has("retain")) headers["retain"] = String(retain);
-    if (names.has("dup")) headers["dup"] = String(dup);
-    if (names.has("packetId") && packetId !== undefined) headers["packetId"] = String(packetId);
-    if (names.has("messageId")) headers["messageId"] = messageIdOf(ctx.client.id, ctx.packet);
+    if (names.has("qos")) setHeader(headers, "qos", String(qos));
+    if (names.has("retain")) setHeader(headers, "retain", String(retain));
+    if (names.has("dup")) setHeader(headers, "dup", String(dup));
+    if (names.has("packetId") && packetId !== undefined) setHeader(headers, "packetId", String(packetId));
+    if (names.has("messageId")) setHeader(headers, "messageId", messageIdOf(ctx.client.id, ctx.packet));
   }
 
   return {
     beforeOwn: names.has("userProperties")
       ? (headers, { packet }) => {
-          for (const [name, value] of userPropertiesOf(packet)) headers[name] = value;
+          for (const [name, value] of userPropertiesOf(packet)) setHeader(headers, name, value);
         }
       : undefined,
     afterOwn: wanted.some((name) => name !== "userProperties") ? afterOwn : undefined,

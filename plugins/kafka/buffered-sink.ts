@@ -1,5 +1,5 @@
 /** Records to the disk, and from there to Kafka: acknowledged when the disk has them (`ack: buffered`). */
-import type { Client, FilterResult, Health, Host } from "@sluice/kernel";
+import type { Client, FilterResult, Health, Host, PendingResult } from "@sluice/kernel";
 import { createBufferMeter } from "./buffer-meter.ts";
 import { joinCluster } from "./cluster.ts";
 import type { Config } from "./config.ts";
@@ -9,6 +9,7 @@ import type { Sink } from "./index.ts";
 import { createQueueGauge } from "./queue-gauge.ts";
 import { joinBuffer } from "./shared-buffer.ts";
 import { encodeRecord } from "./stored-record.ts";
+import { waitingFault } from "./waiting-fault.ts";
 
 /** Milliseconds that `close` waits for records that Kafka is about to acknowledge; what is left stays on the disk. */
 const closeWithinMs = 3000;
@@ -59,11 +60,11 @@ export async function createBufferedSink(config: Config, host: Host, refuse: (re
   function fail(reason: string, message: string, client: Client | undefined): never {
     refuse(reason);
     hold.begin(client);
-    throw new Error(message);
+    throw waitingFault(message);
   }
 
   return {
-    take(content, ctx): FilterResult | Promise<FilterResult> {
+    take(content, ctx, now): FilterResult | PendingResult {
       const { bytes } = content;
       if (bytes > config.maxQueuedBytes || bytes > options.maxBytes / 2) {
         refuse("recordTooLarge");
@@ -86,14 +87,13 @@ export async function createBufferedSink(config: Config, host: Host, refuse: (re
         );
       }
       queue.enter(bytes);
-      const now = clock.now();
-      return buffer.append(encodeRecord({ content, receivedAt: now }), now + config.deliveryTimeoutMs).then(
+      return buffer.append(encodeRecord({ content, receivedAt: now }), now + config.deliveryTimeoutMs, client).then(
         () => queue.leave(bytes),
         (error: unknown) => {
           queue.leave(bytes);
           refuse("unbuffered");
           hold.begin(client);
-          throw error;
+          throw error instanceof Error ? waitingFault(error) : error;
         },
       );
     },

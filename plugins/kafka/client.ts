@@ -9,15 +9,18 @@ import {
   logLevel,
   type ICustomPartitioner,
   type ISocketFactory,
+  type Message,
   type SASLOptions,
 } from "kafkajs";
-import { loadCodec, type Compression } from "./compression.ts";
-import { brokersOf, type Config, type SaslOptions } from "./config.ts";
+import { compressionProblem, loadCodec, type Compression } from "./compression.ts";
+import { brokersOf, type Access, type SaslOptions } from "./config.ts";
+import { checkEncoder } from "./encoder-check.ts";
+import { installEncoder, type Internals } from "./fast-produce.ts";
 import { createTokenSource } from "./oauth.ts";
-import { choosePartition, type Partition } from "./partitioner.ts";
+import type { Partition } from "./partitioner.ts";
 
 /** @param debug takes kafkajs' own log */
-export function createClient(config: Config, name: string, debug: (fields: object, message: string) => void): Kafka {
+export function createClient(config: Access, name: string, debug: (fields: object, message: string) => void): Kafka {
   stopIdleTimer();
   acceptLeaderless();
   return new Kafka({
@@ -63,25 +66,49 @@ export function compressionType(compression: Compression): CompressionTypes {
   return type;
 }
 
+/** For what others have written: each codec that is there. kafkajs says by name which one a record wants that is not. */
+export function acceptCodecs(): void {
+  for (const each of ["snappy", "lz4", "zstd"] as const) {
+    if (compressionProblem(each) === undefined) compressionType(each);
+  }
+}
+
+/** The version whose insides fast-produce.ts and parcel.ts know. */
+const knownVersion = "2.2.4";
+
 /**
- * The choice is made once per record: a batch sent again must go where it went, or an idempotent producer's sequence
- * numbers would name other records than before, and the broker drop them as known. A partition that is no longer there is
- * chosen anew, because kafkajs resolves without having sent a record of an unknown partition.
- *
- * @param seen is told what is known of the topic's partitions, as often as it is asked about one of them
+ * Puts the encoder of fast-produce.ts into kafkajs, if it proves to write the same bytes.
+ * @returns why it may not be used; undefined = batches may go as parcels (see parcel.ts)
  */
-export function createStickyPartitioner(
-  seen: (topic: string, partitions: readonly Partition[]) => void,
+export async function prepareEncoder(
+  compression: CompressionTypes,
+  { version, ...internals }: Internals & { readonly version: string } = loadInternals(),
+): Promise<string | undefined> {
+  if (version !== knownVersion) return `it is made for kafkajs ${knownVersion}, and this is ${version}`;
+  try {
+    installEncoder(internals);
+    return await checkEncoder(internals.produce.protocol, compression);
+  } catch (error) {
+    return error instanceof Error ? error.message : String(error);
+  }
+}
+
+/** The same objects each time: those that kafkajs itself uses. */
+export function loadInternals(): Internals & { readonly version: string } {
+  const load = createRequire(import.meta.url);
+  const { version } = load("kafkajs/package.json") as { version: string };
+  const produce = load("kafkajs/src/protocol/requests/produce/index.js") as Internals["produce"];
+  const { lookupCodec } = load("kafkajs/src/protocol/message/compression/index.js") as Pick<Internals, "lookupCodec">;
+  return { version, produce, lookupCodec };
+}
+
+/** @param place chooses the partition of a message of kafkajs', and notes the choice with it */
+export function createPartitioner(
+  place: (message: Pick<Message, "key" | "partition">, topic: string, partitions: readonly Partition[]) => number,
 ): ICustomPartitioner {
-  let round = 0;
   return () =>
-    ({ topic, message, partitionMetadata }) => {
-      seen(topic, partitionMetadata);
-      const chosen = message.partition;
-      if (chosen !== undefined && partitionMetadata.some(({ partitionId }) => partitionId === chosen)) return chosen;
-      const key = message.key ?? null;
-      return (message.partition = choosePartition(key, partitionMetadata, round++));
-    };
+    ({ topic, message, partitionMetadata }) =>
+      place(message, topic, partitionMetadata);
 }
 
 /**

@@ -17,6 +17,8 @@ export interface Cluster {
   push(topic: string, entry: Entry): void;
   /** The topic is missing or forbidden: what was pushed for it waits. */
   isShut(topic: string): boolean;
+  /** A partition of the topic fails by itself, and its records wait apart. */
+  isDivided(topic: string): boolean;
   /** Settles what the owner has under way for the topic as `closed`. */
   abandon(topic: string, owner: Owner): void;
   health(): Health;
@@ -53,6 +55,7 @@ export function joinCluster(config: Config, host: Host): Cluster {
   return {
     push: (topic, entry) => laneFor(shared, config, topic, entry, host.clock).push(entry),
     isShut: (topic) => topics.get(topic)?.lanes.some((lane) => lane.isShut()) ?? false,
+    isDivided: (topic) => topics.get(topic)?.lanes.some((lane) => lane.isDivided()) ?? false,
     abandon(topic, owner) {
       for (const lane of topics.get(topic)?.lanes ?? []) lane.abandon(owner);
     },
@@ -76,10 +79,10 @@ export function joinCluster(config: Config, host: Host): Cluster {
 /** What the connection, the producer and the lanes depend on. */
 function keyOf(config: Config): string {
   const { backend, ssl, sasl, clientId, acks, idempotent, compression, lingerMs, inFlight, maxBatchBytes } = config;
-  const { requestTimeoutMs, connectionTimeoutMs, topic } = config;
+  const { requestTimeoutMs, connectionTimeoutMs, topic, encoder } = config;
   // A lane counts on its records being given up in the order they came.
   const timeouts = [requestTimeoutMs, connectionTimeoutMs, config.ack, config.deliveryTimeoutMs, config.buffer?.maxAge];
-  const sending = [acks, idempotent ?? null, compression, lingerMs, inFlight, maxBatchBytes, topic.create];
+  const sending = [acks, idempotent ?? null, compression, lingerMs, inFlight, maxBatchBytes, topic.create, encoder];
   return JSON.stringify([backend, ssl, sasl ?? null, clientId ?? null, timeouts, sending]);
 }
 

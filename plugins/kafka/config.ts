@@ -3,8 +3,17 @@ import type { FieldProblem } from "@sluice/kernel";
 import { compressionProblem, type Compression } from "./compression.ts";
 import { templateProblem } from "./template.ts";
 
-export interface Config {
+/** How a cluster is reached: KafkaMQTT and KafkaSource take the same. */
+export interface Access {
   readonly backend: readonly string[];
+  readonly clientId?: string;
+  readonly requestTimeoutMs: number;
+  readonly connectionTimeoutMs: number;
+  readonly ssl: boolean | TlsOptions;
+  readonly sasl?: SaslOptions;
+}
+
+export interface Config extends Access {
   readonly topic: { readonly default: string; readonly template?: string; readonly create: TopicCreation };
   readonly mqtt: {
     readonly topicKey?: string;
@@ -23,18 +32,14 @@ export interface Config {
   readonly buffer?: BufferOptions;
   readonly acks: "all" | "leader" | "none" | -1 | 1 | 0;
   readonly idempotent?: boolean;
-  readonly clientId?: string;
   readonly compression: Compression;
+  readonly encoder: "fast" | "stock";
   readonly lingerMs: number;
   readonly inFlight: number;
   readonly maxQueuedRecords: number;
   readonly maxQueuedBytes: number;
   readonly maxBatchBytes: number;
   readonly deliveryTimeoutMs: number;
-  readonly requestTimeoutMs: number;
-  readonly connectionTimeoutMs: number;
-  readonly ssl: boolean | TlsOptions;
-  readonly sasl?: SaslOptions;
 }
 
 export type TopicCreation = "broker" | "never" | { readonly partitions?: number; readonly replicationFactor?: number };
@@ -90,21 +95,24 @@ export function acksOf({ acks }: Pick<Config, "acks">): -1 | 0 | 1 {
 }
 
 /** An entry may hold several brokers, separated by commas, as clients of Kafka write them. */
-export function brokersOf({ backend }: Pick<Config, "backend">): string[] {
+export function brokersOf({ backend }: Pick<Access, "backend">): string[] {
   return backend.flatMap((each) => each.split(",").map((broker) => broker.trim()));
 }
 
 export function validate(config: Config): FieldProblem[] {
   return [
-    ...judgeBrokers(config),
+    ...judgeAccess(config),
     ...judgeModes(config),
     ...judgeTemplates(config),
-    ...judgeSasl(config.sasl),
     ...problemAt(["compression"], compressionProblem(config.compression)),
   ];
 }
 
-function judgeBrokers(config: Config): FieldProblem[] {
+export function judgeAccess(access: Access): FieldProblem[] {
+  return [...judgeBrokers(access), ...judgeSasl(access.sasl)];
+}
+
+function judgeBrokers(config: Access): FieldProblem[] {
   const problems: FieldProblem[] = [];
   const seen = new Set<string>();
   for (const [index, entry] of config.backend.entries()) {
@@ -169,6 +177,6 @@ function judgeSasl(sasl: SaslOptions | undefined): FieldProblem[] {
   return problemAt(["sasl"], incomplete ? "tokenEndpoint needs clientId and clientSecret" : undefined);
 }
 
-function problemAt(field: FieldProblem["field"], message: string | undefined): FieldProblem[] {
+export function problemAt(field: FieldProblem["field"], message: string | undefined): FieldProblem[] {
   return message === undefined ? [] : [{ field, message }];
 }

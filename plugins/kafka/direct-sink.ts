@@ -1,11 +1,14 @@
 /** Records to Kafka by way of memory: acknowledged when Kafka has them (`ack: kafka`), or on arrival (`ack: received`). */
-import type { Client, FilterContext, FilterResult, Host } from "@sluice/kernel";
+import type { Client, FilterContext, FilterResult, Host, PendingResult } from "@sluice/kernel";
 import type { Cluster } from "./cluster.ts";
 import type { Config } from "./config.ts";
-import type { Outcome, Owner } from "./entry.ts";
+import type { Outcome } from "./entry.ts";
+import type { Failure } from "./failure.ts";
 import { createHold, keeperOf } from "./hold.ts";
 import type { Sink } from "./index.ts";
 import { createQueueGauge } from "./queue-gauge.ts";
+import { waitingFault } from "./waiting-fault.ts";
+import { WaitingRecord } from "./waiting-record.ts";
 
 /** Milliseconds that `close` waits for records under way. */
 const closeWithinMs = 3000;
@@ -26,33 +29,40 @@ export function createDirectSink(config: Config, deps: DirectSinkDeps): Sink {
   let isClosed = false;
   let whenEmpty: (() => void) | undefined;
 
-  const owner: Owner = {
-    settled(entry, outcome, failure) {
+  const owner = {
+    settled(entry: WaitingRecord, outcome: Outcome, failure: Failure | undefined): void {
       queue.leave(entry.bytes);
       if (outcome === "acked") {
         queue.acked();
-        entry.resolve?.();
+        entry.resolve();
       } else {
-        refuse(outcome);
-        const last = failure ? ` (last: ${failure.message})` : "";
-        if (outcome === "expired" || outcome === "closed") {
-          entry.reject?.(new Error(`${describe(outcome, entry.topic, config)}${last}`));
-        } else {
-          entry.resolve?.(outcome);
-        }
+        giveUp(entry, outcome, failure);
       }
       if (queue.records === 0) whenEmpty?.();
     },
   };
 
+  function giveUp(entry: WaitingRecord, outcome: Exclude<Outcome, "acked">, failure: Failure | undefined): void {
+    refuse(outcome);
+    const { topic, ctx } = entry;
+    if (outcome === "expired" || outcome === "closed") {
+      const last = failure ? ` (last: ${failure.message})` : "";
+      if (waits) hold.begin(keeperOf(ctx));
+      entry.reject(waitingFault(`${describe(outcome, topic, config)}${last}`));
+    } else {
+      if (waits) deps.explain(ctx, outcome, topic);
+      entry.resolve(outcome);
+    }
+  }
+
   function fail(reason: string, message: string, client: Client | undefined): never {
     refuse(reason);
     hold.begin(client);
-    throw new Error(message);
+    throw waitingFault(message);
   }
 
   return {
-    take(content, ctx): FilterResult | Promise<FilterResult> {
+    take(content, ctx, now): FilterResult | PendingResult {
       const { topic, bytes } = content;
       if (bytes > config.maxQueuedBytes) {
         refuse("recordTooLarge");
@@ -74,36 +84,11 @@ export function createDirectSink(config: Config, deps: DirectSinkDeps): Sink {
         fail("queueFull", `${waiting}: ${advice}`, client);
       }
       queue.enter(bytes);
-      const expiresAt = clock.now() + config.deliveryTimeoutMs;
-      if (!waits) {
-        // Its payload is a view of what was read from a socket, and the packet is through before it is sent.
-        const value = Buffer.from(content.value);
-        cluster.push(topic, { ...content, value, expiresAt, clientId: ctx.client.id, owner });
-        return undefined;
-      }
-      return new Promise<FilterResult>((resolve, reject) => {
-        const { key, value, headers, timestamp, partition } = content;
-        cluster.push(topic, {
-          topic,
-          key,
-          value,
-          headers,
-          timestamp,
-          partition,
-          bytes,
-          expiresAt,
-          clientId: ctx.client.id,
-          owner,
-          resolve(result) {
-            if (result !== undefined) deps.explain(ctx, result, topic);
-            resolve(result);
-          },
-          reject(error) {
-            hold.begin(client);
-            reject(error);
-          },
-        });
-      });
+      // Its payload is a view of what was read from a socket, and without waiting the packet is through before it is sent.
+      const kept = waits ? content : { ...content, value: Buffer.from(content.value) };
+      const record = new WaitingRecord(kept, ctx, now + config.deliveryTimeoutMs, owner);
+      cluster.push(topic, record);
+      return waits ? record : undefined;
     },
     health: () => cluster.health(),
     async close() {

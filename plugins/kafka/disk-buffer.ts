@@ -19,8 +19,11 @@ const segmentBytes = { most: 64 * 1024 * 1024, least: 16 * 1024 };
 const checkpointMs = 500;
 
 export interface DiskBuffer {
-  /** Resolves when the record is as safe as `fsync` says; rejects where it is not kept. Records keep the order of calls. */
-  append(body: Buffer, expiresAt: number): Promise<void>;
+  /**
+   * Resolves when the record is as safe as `fsync` says; rejects where it is not kept. Records keep the order of calls.
+   * @param keeper who sends it again where it is not kept: what else of its waits then is not kept either
+   */
+  append(body: Buffer, expiresAt: number, keeper?: object): Promise<void>;
   /** The same for several: all of them, or none. */
   appendTogether(bodies: readonly Buffer[]): Promise<void>;
   /** The next records that are not done, about `maxBytes` of them. One call at a time. */
@@ -53,6 +56,7 @@ interface Pending {
   readonly bodies: readonly Buffer[];
   readonly bytes: number;
   readonly expiresAt: number;
+  readonly keeper: object | undefined;
   resolve(): void;
   reject(error: Error): void;
 }
@@ -133,13 +137,26 @@ export async function openDiskBuffer(initial: BufferOptions, deps: DiskBufferDep
     );
   }
 
+  /**
+   * Not kept; nor is what its keepers have sent since, which must not come before it. Returns how many that is in all.
+   */
+  function giveBack(refused: readonly Pending[], error: Error): number {
+    const keepers = new Set(refused.map(({ keeper }) => keeper));
+    keepers.delete(undefined);
+    const { behind = [], others = [] } = Object.groupBy(queue, ({ keeper }) =>
+      keepers.has(keeper) ? "behind" : "others",
+    );
+    queue = others;
+    for (const each of [...refused, ...behind]) each.reject(error);
+    return refused.length + behind.length;
+  }
+
   async function work(): Promise<void> {
     for (;;) {
       // In the order they came, so the late are in front.
       const firstInTime = queue.findIndex(({ expiresAt }) => expiresAt > clock.now());
       const late = queue.splice(0, firstInTime < 0 ? queue.length : firstInTime);
-      if (late.length > 0) meter.refused(late.length);
-      for (const each of late) each.reject(full());
+      if (late.length > 0) meter.refused(giveBack(late, full()));
       const batch: Pending[] = [];
       let bytes = 0;
       // As many as there is room for, and one at least.
@@ -156,8 +173,7 @@ export async function openDiskBuffer(initial: BufferOptions, deps: DiskBufferDep
           await waitForRoom();
         } else {
           queue = queue.slice(batch.length);
-          meter.refused(batch.length);
-          for (const each of batch) each.reject(full());
+          meter.refused(giveBack(batch, full()));
         }
         continue;
       }
@@ -170,8 +186,7 @@ export async function openDiskBuffer(initial: BufferOptions, deps: DiskBufferDep
         const reason = error instanceof Error ? error.message : String(error);
         if (problem === undefined) log.error({ folder, error: reason }, "the buffer can't be written");
         problem = reason;
-        meter.failed(batch.length);
-        for (const each of batch) each.reject(new Error(`${folder}: ${reason}`, { cause: error }));
+        meter.failed(giveBack(batch, new Error(`${folder}: ${reason}`, { cause: error })));
       }
       onAppended();
     }
@@ -289,18 +304,18 @@ export async function openDiskBuffer(initial: BufferOptions, deps: DiskBufferDep
     }
   }
 
-  function enqueue(bodies: readonly Buffer[], expiresAt: number): Promise<void> {
+  function enqueue(bodies: readonly Buffer[], expiresAt: number, keeper?: object): Promise<void> {
     if (isClosing) return Promise.reject(new Error(`the buffer ${folder} is closed`));
     const bytes = bodies.reduce((sum, body) => sum + body.length + frameHeaderBytes, 0);
     return new Promise<void>((resolve, reject) => {
-      queue.push({ bodies, bytes, expiresAt, resolve, reject });
+      queue.push({ bodies, bytes, expiresAt, keeper, resolve, reject });
       // Not at once, so that what other connections bring in this turn of the event loop goes with it.
       working ??= new Promise<void>((go) => setImmediate(go)).then(work);
     });
   }
 
   const buffer: DiskBuffer = {
-    append: (body, expiresAt) => enqueue([body], expiresAt),
+    append: (body, expiresAt, keeper) => enqueue([body], expiresAt, keeper),
     appendTogether: (bodies) => enqueue(bodies, Infinity),
     read: (wanted) => reader.read(wanted),
     rewind: () => reader.seek(doneUpTo + 1),

@@ -176,11 +176,13 @@ export function startDrain(options: DrainOptions): Drain {
     return new Promise((resolve) => clock.setTimeout(resolve, retryMs));
   }
 
-  /** The topic that holds everything up because it can't be written. */
+  /** The topic that holds everything up because it, or so many records for one partition of it, can't be written. */
   function blockingTopic(): string | undefined {
     const oldest = underWay[head];
     if (!parking || !oldest || clock.now() - oldestSince < parkAfterMs) return undefined;
-    return cluster.isShut(oldest.topic) && parking.mayOpen(oldest.topic) ? oldest.topic : undefined;
+    const { topic } = oldest;
+    const isBlocking = cluster.isShut(topic) || (!hasRoom() && cluster.isDivided(topic));
+    return isBlocking && parking.mayOpen(topic) ? topic : undefined;
   }
 
   async function park(parked: Parking, topic: string): Promise<void> {

@@ -10,7 +10,6 @@ export interface Owner {
   settled(entry: Entry, outcome: Outcome, lastFailure: Failure | undefined): void;
 }
 
-/** What kafkajs reads of a message comes from the content. */
 export interface Entry extends Omit<Content, "partition"> {
   /** Set when the record is first sent, so that a batch sent again is the same batch (see lane.ts). */
   partition?: number | undefined;
@@ -20,9 +19,6 @@ export interface Entry extends Omit<Content, "partition"> {
   readonly clientId: string | undefined;
   /** Changed to one that does not listen when the entry has been abandoned but may still be on its way. */
   owner: Owner;
-  /** Nothing, or the name of a result. Both are missing where nobody waits. */
-  readonly resolve?: ((result?: string) => void) | undefined;
-  readonly reject?: ((error: Error) => void) | undefined;
   /** Number in the disk buffer. */
   readonly sequence?: number | undefined;
 }

@@ -26,6 +26,8 @@ export interface Failure {
   readonly ofPartition?: boolean;
   /** `host:port` of the broker that it is about, where one is known. */
   readonly broker?: string;
+  /** Partitions of the batch whose records the broker has acknowledged all the same. */
+  readonly stored?: readonly number[];
 }
 
 const reasonByType: Readonly<Record<string, Reason>> = {
@@ -54,6 +56,14 @@ const ofPartition: ReadonlySet<string> = new Set([
   // A partition without a leader is looked for at the broker -1.
   "KafkaJSBrokerNotFound",
 ]);
+
+/** What fast-produce.ts has noted of an answer that was an error for some partitions. */
+export function storedOf(error: unknown): readonly number[] {
+  for (let cause = error, depth = 0; cause instanceof Error && depth < 8; cause = cause.cause, depth++) {
+    if ("stored" in cause && Array.isArray(cause.stored)) return cause.stored as number[];
+  }
+  return [];
+}
 
 /** kafkajs wraps what the broker said once per layer of retries. */
 export function judgeError(error: unknown): Failure {

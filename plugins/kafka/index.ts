@@ -1,5 +1,5 @@
 /** KafkaMQTT: each packet becomes a Kafka record, and is through when Kafka, the disk or, if asked for, nobody has it. */
-import type { Filter, FilterContext, FilterKind, FilterResult, Health, Host } from "@sluice/kernel";
+import type { Filter, FilterContext, FilterKind, FilterResult, Health, Host, PendingResult } from "@sluice/kernel";
 import { createAddedHeaders } from "./added-headers.ts";
 import { createBufferedSink } from "./buffered-sink.ts";
 import { joinCluster } from "./cluster.ts";
@@ -20,8 +20,11 @@ export default kind;
 
 /** Where records go: to Kafka, or to the disk first. */
 export interface Sink {
-  /** Nothing or a promise of it: the packet is through. A string: a result. Throws or rejects where it is not kept. */
-  take(content: Content, ctx: FilterContext): FilterResult | Promise<FilterResult>;
+  /**
+   * Nothing, now or later: the packet is through. A string: a result. Throws or rejects where it is not kept.
+   * @param now milliseconds since the epoch
+   */
+  take(content: Content, ctx: FilterContext, now: number): FilterResult | PendingResult;
   health(): Health;
   close(): Promise<void>;
 }
@@ -49,8 +52,9 @@ async function createFilter(config: Config, host: Host): Promise<Filter> {
       : createDirectSink(config, { host, cluster: joinCluster(config, host), refuse, explain });
 
   return {
-    handle(ctx): FilterResult | Promise<FilterResult> {
-      const content = build(ctx, clock.now());
+    handle(ctx): FilterResult | PendingResult {
+      const now = clock.now();
+      const content = build(ctx, now);
       if (typeof content === "string") {
         refuse(content);
         const { topicKey } = config.mqtt;
@@ -58,7 +62,7 @@ async function createFilter(config: Config, host: Host): Promise<Filter> {
         return explain(ctx, content, typeof named === "string" ? named : config.topic.default);
       }
       const { topic } = content;
-      const taken = sink.take(content, ctx);
+      const taken = sink.take(content, ctx, now);
       if (taken === undefined) return undefined;
       if (typeof taken === "string") return explain(ctx, taken, topic);
       return taken;

@@ -10,7 +10,7 @@
  * well, so that the topic's others go on.
  */
 import type { Clock } from "@sluice/kernel";
-import { divideByPartition, halve, isWhole, type Batch } from "./batch.ts";
+import { createBatch, divideByPartition, halve, isWhole, type Batch } from "./batch.ts";
 import { nobody, type Entry, type Outcome, type Owner } from "./entry.ts";
 import type { Failure } from "./failure.ts";
 import type { Producer } from "./producer.ts";
@@ -43,6 +43,8 @@ export interface Lane {
   isIdle(): boolean;
   /** The topic is missing or forbidden. */
   isShut(): boolean;
+  /** A partition of the topic has a lane of its own, since it fails by itself. */
+  isDivided(): boolean;
   /** Settles what this owner still has here as `closed`; what was sent may still be stored. */
   abandon(owner: Owner): void;
   /** For good: also stops what is under way. */
@@ -168,10 +170,24 @@ export function createLane(options: LaneOptions): Lane {
     return (entry.partition ??= producer.choosePartition(topic, entry.key));
   }
 
+  /** What other partitions have is not sent again. */
+  function settleStored(batch: Batch, stored: readonly number[]): void {
+    const { done = [], left = [] } = Object.groupBy(batch.entries, ({ partition }) =>
+      partition !== undefined && stored.includes(partition) ? "done" : "left",
+    );
+    Object.assign(batch, createBatch(left, true));
+    settle(done, "acked");
+  }
+
   /** What to do before the next attempt; undefined: go on at once. */
   function handleFailure(batch: Batch, failure: Failure): "backoff" | "gate" | undefined {
     lastFailure = failure;
     if (failure.reason !== "unconnected") batch.sent = true;
+    if (failure.stored) settleStored(batch, failure.stored);
+    if (batch.entries.length === 0) {
+      batches.shift();
+      return undefined;
+    }
     switch (failure.reason) {
       case "tooLarge":
       case "invalidRecord":
@@ -294,6 +310,7 @@ export function createLane(options: LaneOptions): Lane {
     },
     isIdle: () => !running && isolated.size === 0,
     isShut: () => gate.isShut,
+    isDivided: () => isolated.size > 0,
     abandon(owner) {
       const isOwn = (entry: Entry): boolean => entry.owner === owner;
       const given = [...takeFromBatches(isOwn), ...takeFromQueue(isOwn)];

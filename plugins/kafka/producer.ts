@@ -3,18 +3,21 @@
  * of a batch.
  */
 import type { Clock, Health } from "@sluice/kernel";
-import type { Admin, Kafka, Message, Producer as KafkaProducer, RecordMetadata } from "kafkajs";
-import { compressionType, createStickyPartitioner } from "./client.ts";
+import type { Admin, Kafka, Producer as KafkaProducer, RecordMetadata } from "kafkajs";
+import { compressionType, createPartitioner, prepareEncoder } from "./client.ts";
 import { acksOf, brokersOf, type Config } from "./config.ts";
 import type { Entry } from "./entry.ts";
-import { judgeError, type Failure } from "./failure.ts";
-import { choosePartition, type Partition } from "./partitioner.ts";
+import { judgeError, storedOf, type Failure } from "./failure.ts";
+import { createParcel, toMessages } from "./parcel.ts";
+import { createPlacement } from "./partitioner.ts";
 import type { Reporter } from "./reporter.ts";
 
 /** Milliseconds between attempts to connect: doubled from the first to the last, so that Kafka's return is soon seen. */
 const connectBackoff = { from: 50, to: 500 };
 /** Milliseconds of nothing but failures after which the producer is made anew, addresses looked up again. */
 const stuckAfterMs = 30_000;
+/** Milliseconds without a send after which a cluster that failed is asked whether it is back, and between two questions. */
+const askAfterMs = 1000;
 export interface Producer {
   /**
    * Resolves with nothing once every record is acknowledged as `acks` says; never rejects. One call per topic at a time,
@@ -52,11 +55,9 @@ export function createProducer(config: Config, { kafka, clock, reporter }: Produ
   const brokers = brokersOf(config);
   const compression = compressionType(config.compression);
   const createdBy = config.topic.create;
-  const partitionsByTopic = new Map<string, readonly Partition[]>();
-  const createPartitioner = createStickyPartitioner((topic, partitions) => {
-    if (partitionsByTopic.get(topic) !== partitions) partitionsByTopic.set(topic, partitions);
-  });
-  let round = 0;
+  const placement = createPlacement();
+  /** Batches go as parcels, encoded by fast-produce.ts. */
+  let isFast: boolean | undefined = config.encoder === "stock" ? false : undefined;
 
   let current: Generation | undefined;
   let connecting: Promise<Generation | Failure> | undefined;
@@ -68,6 +69,10 @@ export function createProducer(config: Config, { kafka, clock, reporter }: Produ
   let renewedAt = clock.now();
   let lastFailure: Failure | undefined;
   let everConnected = false;
+  /** Sends that have begun and not ended, and when the last one ended. */
+  let sends = 0;
+  let sentAt = 0;
+  let asking: Promise<void> | undefined;
   const delays = new Set<() => void>();
 
   function delay(ms: number): Promise<void> {
@@ -89,6 +94,7 @@ export function createProducer(config: Config, { kafka, clock, reporter }: Produ
       if (!failure.ofPartition) {
         failingSince ??= clock.now();
         lastFailure = failure;
+        asking ??= askWhileIdle();
       }
     }
     reporter.failed(failure, topic);
@@ -102,6 +108,43 @@ export function createProducer(config: Config, { kafka, clock, reporter }: Produ
     lastFailure = undefined;
   }
 
+  /**
+   * Sends tell whether Kafka is well, but those that failed may all be given up and no others come: then it is asked, so
+   * that health does not stay as the last of them left it. Any client may ask for the brokers' addresses.
+   */
+  async function askWhileIdle(): Promise<void> {
+    while (!closing.signal.aborted && failingSince !== undefined) {
+      await delay(askAfterMs);
+      if (!isIdle() || failingSince === undefined) continue;
+      // What was sent meanwhile knows better.
+      if ((await isThere()) && isIdle()) recovered();
+    }
+    asking = undefined;
+  }
+
+  function isIdle(): boolean {
+    return sends === 0 && !connecting && clock.now() - sentAt >= askAfterMs;
+  }
+
+  async function isThere(): Promise<boolean> {
+    const asker = kafka.admin({ retry: { retries: 0 } });
+    try {
+      await asker.connect();
+      await asker.describeCluster();
+      return true;
+    } catch {
+      return false;
+    } finally {
+      await disconnect(asker);
+    }
+  }
+
+  async function mayBeFast(): Promise<boolean> {
+    const problem = await prepareEncoder(compression);
+    if (problem !== undefined) reporter.slowed(problem);
+    return problem === undefined;
+  }
+
   /** One attempt, shared by all who want it, paced by the failures before it. */
   function connect(): Promise<Generation | Failure> {
     connecting ??= (async () => {
@@ -110,10 +153,11 @@ export function createProducer(config: Config, { kafka, clock, reporter }: Produ
         await delay(ms * (0.75 + Math.random() / 2));
       }
       if (closing.signal.aborted) return { reason: "unconnected", message: "the filter is closed" } satisfies Failure;
+      isFast ??= await mayBeFast();
       const producer = kafka.producer({
         idempotent,
         allowAutoTopicCreation: createdBy === "broker",
-        createPartitioner,
+        createPartitioner: createPartitioner(placement.place),
         // We retry ourselves. kafkajs wants at least one retry of an idempotent producer, but its retry would forget
         // the records whose leader has moved to a broker that had answered already: against NaN it never begins one.
         retry: { retries: idempotent ? Number.NaN : 0 },
@@ -155,13 +199,23 @@ export function createProducer(config: Config, { kafka, clock, reporter }: Produ
   }
 
   async function send(topic: string, records: Entry[]): Promise<Failure | undefined> {
+    sends++;
+    try {
+      return await attempt(topic, records);
+    } finally {
+      sends--;
+      sentAt = clock.now();
+    }
+  }
+
+  async function attempt(topic: string, records: Entry[]): Promise<Failure | undefined> {
     const generation = current ?? (await connect());
     if (!("producer" in generation)) return generation;
     generation.sending++;
     try {
       const answers = await generation.producer.send({
         topic,
-        messages: records as Message[],
+        messages: isFast ? createParcel(records, (record) => placement.again(record, topic)) : toMessages(records),
         acks,
         compression,
         timeout: config.requestTimeoutMs,
@@ -170,7 +224,10 @@ export function createProducer(config: Config, { kafka, clock, reporter }: Produ
       recovered();
       return undefined;
     } catch (error) {
-      const failure = report(judgeError(error), topic);
+      // An idempotent producer has taken back the sequence numbers of all: it needs the same batch again, which the
+      // brokers know where they have it.
+      const stored = idempotent ? [] : storedOf(error);
+      const failure = report({ ...judgeError(error), ...(stored.length > 0 ? { stored } : {}) }, topic);
       if (generation === current && wantsRenewal(failure)) renew();
       return failure;
     } finally {
@@ -230,14 +287,8 @@ export function createProducer(config: Config, { kafka, clock, reporter }: Produ
 
   return {
     send,
-    choosePartition(topic, key) {
-      const partitions = partitionsByTopic.get(topic);
-      return partitions && choosePartition(key, partitions, round++);
-    },
-    spread(topic) {
-      const partitions = partitionsByTopic.get(topic) ?? [];
-      return { partitions: partitions.length, leaders: new Set(partitions.map(({ leader }) => leader)).size };
-    },
+    choosePartition: placement.choose,
+    spread: placement.spread,
     probeTopic,
     renew,
     health() {
@@ -258,7 +309,7 @@ export function createProducer(config: Config, { kafka, clock, reporter }: Produ
       for (const finish of delays) finish();
       const last = current;
       current = undefined;
-      await connecting;
+      await Promise.all([connecting, asking]);
       const openAdmin = await admin?.catch(() => undefined);
       await Promise.all([last && disconnect(last.producer), openAdmin && disconnect(openAdmin)]);
     },

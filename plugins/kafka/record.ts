@@ -2,28 +2,25 @@
 import type { FilterContext } from "@sluice/kernel";
 import type { AddedHeaders } from "./added-headers.ts";
 import type { Config } from "./config.ts";
+import { addAll, setHeader } from "./headers.ts";
+import { boundOf, type HeaderList } from "./record-batch.ts";
 import { compileTemplate, createScope, isTemplate, type Template, type TemplateScope } from "./template.ts";
-
-export type Headers = Record<string, string | Buffer>;
 
 /** What of a record comes from the packet; also what the disk buffer keeps. */
 export interface Content {
   readonly topic: string;
   readonly key: string | null;
   readonly value: Buffer;
-  readonly headers: Headers;
-  /** Milliseconds since the epoch, as Kafka's clients write it: when the packet came, not when it was sent. */
-  readonly timestamp: string;
+  readonly headers: HeaderList;
+  /** Milliseconds since the epoch: when the packet came, not when it was sent. */
+  readonly timestamp: number;
   /** Undefined: by the key. */
   readonly partition: number | undefined;
-  /** Estimated size in a record batch. */
+  /** What it takes in a record batch at most. */
   readonly bytes: number;
 }
 
 const legalTopic = /^[a-zA-Z0-9._-]{1,249}$/;
-/** Length, attributes, deltas and counts: at most 5+1+10+5+5+5+5 bytes, and for each header 5+5. */
-const recordOverhead = 36;
-const headerOverhead = 10;
 
 /** Content, or the name of the result. Reads `config` once: what it returns is on the hot path. */
 export function createRecordBuilder(
@@ -72,43 +69,49 @@ export function createRecordBuilder(
         : toBuffer(ctx.data.get(payloadKey));
     if (value === undefined) return "getDataFailed";
 
-    // No prototype, so that a header may be called `__proto__`.
-    const headers: Headers = Object.create(null) as Headers;
-    added.beforeOwn?.(headers, ctx);
-    headers["clientID"] = ctx.client.id;
-    if (ctx.client.username !== undefined) headers["username"] = ctx.client.username;
-    if (ctx.type === "Publish") headers["mqttTopic"] = ctx.packet.topic;
+    const headers = added.beforeOwn ? [] : ownHeaders(ctx);
+    if (added.beforeOwn) {
+      added.beforeOwn(headers, ctx);
+      addAll(headers, ownHeaders(ctx));
+    }
     added.afterOwn?.(headers, ctx, now);
     if (scope) {
       for (const [name, render] of headerTemplates) {
         const text = render(scope);
-        if (text !== "") headers[name] = text;
+        if (text !== "") setHeader(headers, name, text);
       }
     }
     if (headerKey !== undefined && !addHeaders(headers, ctx.data.get(headerKey))) return "getDataFailed";
 
     let key: string | null;
-    let timestamp = String(now);
+    let timestamp = now;
     let chosen = typeof partition === "number" ? partition : undefined;
     if (scope) {
       key = keyTemplate ? keyTemplate(scope) || null : chooseKey(ctx);
       const time = renderNumber(timestampTemplate, scope, readTime);
       const number = renderNumber(partitionTemplate, scope, readPartition);
       if (time === false || number === false) return "getDataFailed";
-      if (time !== undefined) timestamp = String(time);
+      timestamp = time ?? now;
       chosen = number ?? chosen;
     } else {
       key = chooseKey(ctx);
     }
-    let bytes = recordOverhead + value.length + (key === null ? 0 : Buffer.byteLength(key));
-    for (const name in headers)
-      bytes += headerOverhead + Buffer.byteLength(name) + Buffer.byteLength(headers[name] ?? "");
+    const bytes = boundOf(key, value, headers);
     return { topic, key, value, headers, timestamp, partition: chosen, bytes };
   };
 }
 
 export function isLegalTopic(name: string): boolean {
   return legalTopic.test(name) && name !== "." && name !== "..";
+}
+
+/** As Easegress names them. Of a fixed length, so that it is made at once. */
+function ownHeaders(ctx: FilterContext): (string | Buffer)[] {
+  const { id, username } = ctx.client;
+  if (ctx.type !== "Publish") return username === undefined ? ["clientID", id] : ["clientID", id, "username", username];
+  const { topic } = ctx.packet;
+  if (username === undefined) return ["clientID", id, "mqttTopic", topic];
+  return ["clientID", id, "username", username, "mqttTopic", topic];
 }
 
 /** Undefined where it renders empty, false where to no such number. */
@@ -136,12 +139,13 @@ function readPartition(text: string): number {
  * False where a value is neither text nor bytes. One undefined, null or number among the headers of one record would
  * make kafkajs fail the whole batch with a TypeError, so it must not come so far.
  */
-function addHeaders(headers: Headers, found: unknown): boolean {
+function addHeaders(headers: (string | Buffer)[], found: unknown): boolean {
   if (typeof found !== "object" || found === null) return false;
-  for (const [name, value] of Object.entries(found)) {
+  for (const name of Object.keys(found)) {
+    const value: unknown = (found as Record<string, unknown>)[name];
     const text = typeof value === "string" ? value : toBuffer(value);
     if (text === undefined) return false;
-    headers[name] = text;
+    setHeader(headers, name, text);
   }
   return true;
 }

@@ -1,6 +1,7 @@
 /** `refused.ndjson` in a buffer's folder: records that were acknowledged and that Kafka will never take, for people to look at. */
 import { open, stat } from "node:fs/promises";
 import { join } from "node:path";
+import { toHeaderObject } from "./headers.ts";
 import type { Content } from "./record.ts";
 
 export interface RefusedFile {
@@ -30,9 +31,11 @@ export async function openRefusedFile(folder: string): Promise<RefusedFile> {
 
   return {
     append({ topic, key, headers, value, timestamp }, reason) {
-      const texts = Object.fromEntries(Object.entries(headers).map(([name, each]) => [name, String(each)]));
+      const texts = Object.fromEntries(
+        Object.entries(toHeaderObject(headers)).map(([name, each]) => [name, String(each)]),
+      );
       const record = { reason, topic, key, headers: texts, value: value.toString("base64"), encoding: "base64" };
-      const line = `${JSON.stringify({ ...record, timestamp: Number(timestamp) })}\n`;
+      const line = `${JSON.stringify({ ...record, timestamp })}\n`;
       last = last.catch(() => undefined).then(() => write(line));
       return last;
     },

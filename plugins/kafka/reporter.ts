@@ -1,9 +1,8 @@
 /** What operators see of a cluster's troubles: each kind logged once, then counted, with a sum each half minute. */
 import type { Clock, Host } from "@sluice/kernel";
 import type { Failure, Reason } from "./failure.ts";
+import { createSeldom } from "./seldom.ts";
 
-/** Milliseconds between two log lines about the same kind of trouble: an outage would write dozens a second. */
-const logEveryMs = 30_000;
 const batchBuckets = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000];
 
 /** A filter that uses the cluster. Its host ends with it, so that the log and the series are asked for anew each time. */
@@ -17,12 +16,14 @@ export interface Reporter {
   /** A producer was replaced by a fresh one. */
   renewed(): void;
   isolated(topic: string, partition: number, failure: Failure): void;
+  /** The fast encoder can't be used. */
+  slowed(problem: string): void;
   /** A batch was acknowledged. */
   sent(records: number, seconds: number): void;
 }
 
 export function createReporter(members: ReadonlySet<Member>, brokers: readonly string[], clock: Clock): Reporter {
-  const spoken = new Map<Reason | "isolated", { at: number; suppressed: number }>();
+  const seldom = createSeldom<Reason | "isolated">(clock);
 
   function log(level: "info" | "warn", fields: object, message: string): void {
     const [first] = members;
@@ -30,17 +31,8 @@ export function createReporter(members: ReadonlySet<Member>, brokers: readonly s
     first?.log[level]({ brokers, ...filters, ...fields }, message);
   }
 
-  /** At once, and then as often as `logEveryMs` says, with the number of those in between. */
   function logSeldom(about: Reason | "isolated", fields: object, message: string): void {
-    const now = clock.now();
-    const last = spoken.get(about);
-    if (last && now - last.at < logEveryMs) {
-      last.suppressed++;
-      return;
-    }
-    const more = last && last.suppressed > 0 ? { suppressed: last.suppressed } : {};
-    spoken.set(about, { at: now, suppressed: 0 });
-    log("warn", { ...fields, ...more }, message);
+    seldom.say(about, (more) => log("warn", { ...fields, ...more }, message));
   }
 
   function count(name: string, help: string, labels: Readonly<Record<string, string>> = {}): void {
@@ -56,7 +48,7 @@ export function createReporter(members: ReadonlySet<Member>, brokers: readonly s
       logSeldom(reason, { reason, ...at }, `Kafka: ${message}; records wait and are sent again`);
     },
     recovered(outageMs) {
-      for (const reason of ["unconnected", "unavailable", "internal"] as const) spoken.delete(reason);
+      for (const reason of ["unconnected", "unavailable", "internal"] as const) seldom.forget(reason);
       log("info", { outageMs }, "Kafka: working again");
     },
     connected: () => log("info", {}, "Kafka: connected"),
@@ -70,6 +62,12 @@ export function createReporter(members: ReadonlySet<Member>, brokers: readonly s
       const text = `Kafka: partition ${partition} of ${topic}: ${message}; its records wait, those of others go on`;
       logSeldom("isolated", { topic, partition }, text);
     },
+    slowed: (problem) =>
+      log(
+        "warn",
+        { problem },
+        "Kafka: records are encoded by kafkajs, at some three times the CPU; nothing else changes",
+      ),
     sent(records, seconds) {
       for (const { metrics, name: filter } of members) {
         metrics

@@ -10,6 +10,7 @@ import type { BufferOptions } from "./config.ts";
 import { openDiskBuffer, type DiskBuffer } from "./disk-buffer.ts";
 import { createParking, type Parking } from "./parking.ts";
 import { openRefusedFile, type RefusedFile } from "./refused-file.ts";
+import { checkLeftBehind, workerFolder } from "./worker-folder.ts";
 
 export interface BufferHandle {
   readonly buffer: DiskBuffer;
@@ -40,7 +41,9 @@ const buffersOf = new WeakMap<Host["proxies"], Map<string, Shared>>();
 export async function joinBuffer(options: BufferOptions, host: Host): Promise<BufferHandle> {
   const buffers = buffersOf.get(host.proxies) ?? new Map<string, Shared>();
   buffersOf.set(host.proxies, buffers);
-  const folder = resolve(host.folder, options.dir);
+  const dir = resolve(host.folder, options.dir);
+  await checkLeftBehind(dir, host.worker);
+  const folder = workerFolder(dir, host.worker);
   await buffers.get(folder)?.closing;
   const known = buffers.get(folder);
   if (known && known.owner !== host.name) {

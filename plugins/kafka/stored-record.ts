@@ -1,5 +1,6 @@
 /** A record as the disk buffer keeps it: binary, so that a payload is copied and nothing is escaped. */
-import type { Content, Headers } from "./record.ts";
+import { boundOf } from "./record-batch.ts";
+import type { Content } from "./record.ts";
 
 const version = 1;
 /** Lengths are 32 bits; this one stands for "there is none". */
@@ -14,14 +15,12 @@ export interface StoredRecord {
 /** Version, time of arrival (8), timestamp (8), partition (4), topic, key, number of headers (4), each name and value with its kind, value. */
 export function encodeRecord({ content, receivedAt }: StoredRecord): Buffer {
   const { topic, key, value, headers, timestamp, partition } = content;
-  const names = Object.keys(headers);
-  const texts = [topic, key ?? "", ...names];
-  const values = names.map((name) => headers[name] ?? "");
-  const variable = [...texts, ...values].reduce((sum, each) => sum + Buffer.byteLength(each), 0);
-  const record = Buffer.allocUnsafe(1 + 8 + 8 + 4 + 4 + 4 + 4 + names.length * 9 + 4 + variable + value.length);
+  let variable = Buffer.byteLength(topic) + Buffer.byteLength(key ?? "");
+  for (const part of headers) variable += 5 + Buffer.byteLength(part);
+  const record = Buffer.allocUnsafe(1 + 8 + 8 + 4 + 4 + 4 + 4 + 4 + variable + value.length);
   let at = record.writeUInt8(version, 0);
   at = record.writeDoubleBE(receivedAt, at);
-  at = record.writeDoubleBE(Number(timestamp), at);
+  at = record.writeDoubleBE(timestamp, at);
   at = record.writeUInt32BE(partition ?? none, at);
   const writeText = (text: string): void => {
     const length = record.write(text, at + 4);
@@ -35,10 +34,10 @@ export function encodeRecord({ content, receivedAt }: StoredRecord): Buffer {
   writeText(topic);
   if (key === null) at = record.writeUInt32BE(none, at);
   else writeText(key);
-  at = record.writeUInt32BE(names.length, at);
-  for (const [index, name] of names.entries()) {
-    const each = values[index] ?? "";
-    writeText(name);
+  at = record.writeUInt32BE(headers.length / 2, at);
+  for (let index = 0; index < headers.length; index += 2) {
+    const each = headers[index + 1] ?? "";
+    writeText(String(headers[index]));
     at = record.writeUInt8(typeof each === "string" ? 0 : 1, at);
     if (typeof each === "string") writeText(each);
     else writeBytes(each);
@@ -64,12 +63,12 @@ export function decodeRecord(record: Buffer): StoredRecord | undefined {
     const topic = takeText();
     const keyLength = takeNumber();
     const key = keyLength === none ? null : take(keyLength).toString();
-    const headers: Headers = Object.create(null) as Headers;
+    const headers: (string | Buffer)[] = [];
     for (let left = takeNumber(); left > 0; left--) {
       const name = takeText();
       const isText = take(1)[0] === 0;
       const bytes = take(takeNumber());
-      headers[name] = isText ? bytes.toString() : bytes;
+      headers.push(name, isText ? bytes.toString() : bytes);
     }
     const value = take(takeNumber());
     if (at !== record.length || ![receivedAt, timestamp].every(Number.isSafeInteger)) return undefined;
@@ -79,9 +78,9 @@ export function decodeRecord(record: Buffer): StoredRecord | undefined {
       key,
       value,
       headers,
-      timestamp: String(timestamp),
+      timestamp,
       partition: known,
-      bytes: record.length,
+      bytes: boundOf(key, value, headers),
     };
     return { content, receivedAt };
   } catch (error) {

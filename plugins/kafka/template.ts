@@ -2,8 +2,8 @@
 import type { FilterContext } from "@sluice/kernel";
 import { Liquid } from "liquidjs";
 
-/** Renders to text; what is missing is empty. */
-export type Template = (scope: TemplateScope) => string;
+/** Renders to text. */
+export type Template<S extends object = TemplateScope> = (scope: S) => string;
 
 /** What `{{ ... }}` can name. Own properties only: nothing of JavaScript's is in reach. */
 export interface TemplateScope {
@@ -23,15 +23,36 @@ const limits = { parseLimit: 10_000, renderLimit: 50, memoryLimit: 1_000_000 };
 
 /** Names, filters and tags work on what is there; files can't be read, as there is no `fs` to find any. */
 function createEngine(): Liquid {
-  return new Liquid({ ownPropertyOnly: true, strictFilters: true, relativeReference: false, templates: {}, ...limits });
+  return new Liquid({
+    ownPropertyOnly: true,
+    strictFilters: true,
+    lenientIf: true,
+    relativeReference: false,
+    templates: {},
+    ...limits,
+  });
 }
 
-/** Compiles once. Text without `{{` or `{%` is what it is. */
-export function compileTemplate(text: string): Template {
+/**
+ * Compiles once. Text without `{{` or `{%` is what it is.
+ *
+ * @param missing what becomes of a name that the scope does not have: it renders empty, or the rendering throws (but in
+ *   the condition of an `if`, and before the filter `default`)
+ */
+export function compileTemplate<S extends object = TemplateScope>(
+  text: string,
+  missing: "empty" | "throws" = "empty",
+): Template<S> {
   if (!isTemplate(text)) return () => text;
   const engine = createEngine();
   const parsed = engine.parse(text);
-  return (scope) => String(engine.renderSync(parsed, scope));
+  const options = { strictVariables: missing === "throws" };
+  return (scope) => String(engine.renderSync(parsed, scope, options));
+}
+
+/** The clock on the wall bounds a rendering: it may have been the template, or another process's turn. */
+export function ranOutOfTime(error: unknown): boolean {
+  return error instanceof Error && error.message.includes("template render limit exceeded");
 }
 
 export function isTemplate(text: string): boolean {
@@ -80,7 +101,7 @@ function packetFields(packet: FilterContext["packet"]): Record<string, unknown> 
   return { qos: packet.qos, retain: packet.retain, dup: packet.dup, packetId: packet.packetId };
 }
 
-function parseJson(payload: Buffer): unknown {
+export function parseJson(payload: Buffer): unknown {
   try {
     return JSON.parse(payload.toString());
   } catch {

@@ -155,7 +155,9 @@ test("sluice schema writes JSON with the options of every kind in reach", async 
   const schema = JSON.parse(stdout) as { oneOf: { $ref: string }[]; $defs: Record<string, { properties: object }> };
   assert.deepEqual(
     schema.oneOf.map(({ $ref }) => $ref),
-    ["Gateway", "MQTTProxy", "Pipeline", "Door", "AdminAPI", "LevelStore"].map((kind) => `#/$defs/${kind}`),
+    ["Gateway", "MQTTProxy", "Pipeline", "Door", "AdminAPI", "KafkaSource", "LevelStore", "NATSCluster"].map(
+      (kind) => `#/$defs/${kind}`,
+    ),
   );
   assert.ok("password" in schema.$defs["Gate"]!.properties);
   assert.ok("backend" in schema.$defs["KafkaMQTT"]!.properties);

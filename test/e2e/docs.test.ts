@@ -29,7 +29,13 @@ import { optionHead, optionRows, optionTable } from "../helpers/option-table.ts"
 
 const root = join(import.meta.dirname, "../..");
 const bin = join(root, "kernel/cli.ts");
-const notRunReasons = ["needs Docker", "needs Kafka", "runs the tests", "is in docs/install.md"];
+const notRunReasons = [
+  "measures for minutes",
+  "needs Docker",
+  "needs Kafka",
+  "runs the tests",
+  "is in docs/install.md",
+];
 
 /** Its commands need the published packages: pack.test.ts and image.test.ts run them. */
 const ofPublished = "docs/install.md";

@@ -221,3 +221,32 @@ test("compose.yaml: the gateway finds its config and, by a name of the broker's 
     image.volumes.map((volume) => `data:${volume}`),
   );
 });
+
+test("compose.cluster.yaml: three gateways with one config find three NATS servers that find one another", async () => {
+  interface Service {
+    readonly hostname?: string;
+    readonly environment?: { readonly NODE_NAME: string };
+    readonly command: string[];
+  }
+  const text = await readFile(join(repository, "compose.cluster.yaml"), "utf8");
+  const { services, configs } = parse(text, { merge: true }) as {
+    services: Record<string, Service>;
+    configs: { nats: { content: string } };
+  };
+  const servers = Object.values(services).flatMap(({ hostname }) => hostname ?? []);
+  assert.equal(servers.length, 3);
+  const routes = [...configs.nats.content.matchAll(/nats:\/\/([\w-]+):6222/g)].map(([, host]) => host);
+  assert.deepEqual(routes, servers);
+  assert.match(configs.nats.content, /sync_interval: always/);
+  const gateways = Object.values(services).filter(({ environment }) => environment);
+  assert.deepEqual(
+    gateways.map(({ environment }) => environment?.NODE_NAME),
+    ["sluice-1", "sluice-2", "sluice-3"],
+  );
+  for (const { command } of gateways) {
+    const [, config = ""] = /-c (\S+)/.exec(command.join(" ")) ?? [];
+    const shipped = await readFile(join(image.root, image.workdir, config), "utf8");
+    const named = [...shipped.matchAll(/nats:\/\/([\w-]+):4222/g)].map(([, host]) => host);
+    assert.deepEqual(named, servers);
+  }
+});

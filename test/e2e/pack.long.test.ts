@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { chmod, glob, rm, writeFile } from "node:fs/promises";
 import { basename, join } from "node:path";
 import { after, before, describe, test } from "node:test";
-import { configOf } from "../helpers/every-kind.ts";
+import { configsOf } from "../helpers/every-kind.ts";
 import { createProject, runSuites, takeAnyApiPort, type Layout } from "../helpers/installation.ts";
 import { packAll, readManifest, run, startRegistry, type Published, type Registry } from "../helpers/published.ts";
 
@@ -80,7 +80,8 @@ for (const layout of layouts) {
       const names = Object.keys(dependencies).filter((name) => name !== "@sluice/kernel");
       for (const name of names) {
         const { sluice = {} } = await readManifest(published.unpacked(name));
-        await writeFile(join(site.home, "sluice.yaml"), configOf(Object.keys(sluice.kinds ?? {})));
+        const [config = ""] = configsOf(Object.keys(sluice.kinds ?? {}));
+        await writeFile(join(site.home, "sluice.yaml"), config);
         await site.sluice("check");
         for await (const folder of glob([`node_modules/${name}`, `node_modules/.pnpm/*/node_modules/${name}`], {
           cwd: site.home,

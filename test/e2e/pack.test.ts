@@ -10,7 +10,7 @@ import { createInterface } from "node:readline";
 import { after, before, describe, test, type TestContext } from "node:test";
 import mqtt from "mqtt";
 import rootManifest from "../../package.json" with { type: "json" };
-import { configOf } from "../helpers/every-kind.ts";
+import { configsOf } from "../helpers/every-kind.ts";
 import { createProject, runSuites, takeAnyApiPort, type Installation } from "../helpers/installation.ts";
 import { parsePage } from "../helpers/markdown.ts";
 import { env, packAll, readManifest, run, startRegistry, type Published, type Registry } from "../helpers/published.ts";
@@ -161,7 +161,8 @@ describe("installed with npm", () => {
       site = await createProject("npm", registry);
       await site.add("sluice");
       await takeAnyApiPort(site.home);
-      await writeFile(join(site.home, "all.yaml"), configOf(await kindsOf(...bundled)));
+      const [all = ""] = configsOf(await kindsOf(...bundled));
+      await writeFile(join(site.home, "all.yaml"), all);
     },
     { timeout: 180_000 },
   );
@@ -192,10 +193,13 @@ describe("installed with npm", () => {
   });
 
   test("every kind's entry is loaded by sluice check", async () => {
-    await site.sluice("check", "-c", "all.yaml");
     // The same with each filter in a thread of its own.
-    await writeFile(join(site.home, "isolated.yaml"), configOf(await kindsOf(...bundled), { isolate: "worker" }));
-    await site.sluice("check", "-c", "isolated.yaml");
+    for (const more of [{}, { isolate: "worker" }]) {
+      for (const config of configsOf(await kindsOf(...bundled), more)) {
+        await writeFile(join(site.home, "checked.yaml"), config);
+        await site.sluice("check", "-c", "checked.yaml");
+      }
+    }
   });
 
   test("sluice run takes a message to the record that sluice tail shows", { timeout: 30_000 }, async (t) => {
@@ -255,7 +259,11 @@ export default kind;
 
   test("the bundled plugins removed, and installed as anybody's: the gateway passes end-to-end suites", async (t) => {
     for (const name of plugins) await rm(join(site.home, "node_modules", name), { recursive: true });
-    const failure = await site.problems("all.yaml");
+    let failure = "";
+    for (const config of configsOf(await kindsOf(...plugins))) {
+      await writeFile(join(site.home, "missed.yaml"), config);
+      failure += await site.problems("missed.yaml");
+    }
     for (const kind of await kindsOf(...plugins))
       assert.match(failure, new RegExp(`no installed package provides the kind "${kind}"`));
     await site.add(...plugins.map((name) => published.tarball(name)));

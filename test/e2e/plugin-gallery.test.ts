@@ -117,7 +117,7 @@ const added: Record<string, [code: string, message: RegExp]> = {
   ],
   throws: ["PLUGIN_BROKEN", /failed while broken-throws\/index\.js was imported: no luck today/],
   typescript: ["PLUGIN_BROKEN", /entry is TypeScript \(broken-typescript\/index\.ts\), .*must ship JavaScript/],
-  "wrong-api": ["PLUGIN_INCOMPATIBLE", /needs plugin API \^2\.0\.0, and this gateway has 1\.0\.0: install/],
+  "wrong-api": ["PLUGIN_INCOMPATIBLE", /needs plugin API \^2\.0\.0, and this gateway has 1\.\d\.0: install/],
   "wrong-node": ["PLUGIN_INCOMPATIBLE", /needs Node\.js >=99, and this is \d+\.\d+\.\d+: install/],
 };
 

@@ -274,7 +274,7 @@ test("200 reloads leave nothing behind: no socket, timer, listener or gauge, and
       listeners: process.eventNames().reduce((sum, event) => sum + process.listenerCount(event), 0),
       series: (await gateway.gateway.host.metrics.text())
         .split("\n")
-        .filter((line) => line !== "" && !/^(#|nodejs_|process_)/.test(line)).length,
+        .filter((line) => line !== "" && !/^(#|nodejs_|process_|sluice_gc_)/.test(line)).length,
     };
   };
   /** Of this process: the gateway's, its logs', and the test's own. */

@@ -8,6 +8,8 @@ export interface CrashPublisher {
   /** Payloads that the gateway has taken on: PUBACK, or at QoS 2 PUBREC. */
   readonly acked: ReadonlySet<string>;
   connect(port: number): Promise<void>;
+  /** It has no connection: none yet, or it was ended. */
+  isClosed(): boolean;
   /** No new messages from here on; resolves when all are acknowledged. */
   finish(): Promise<void>;
   destroy(): void;
@@ -19,7 +21,8 @@ interface Pending {
   released: boolean;
 }
 
-export function createCrashPublisher(clientId: string, qos: 1 | 2, window = 50): CrashPublisher {
+/** @param pauseMs after each acknowledgement, before a new message takes its place */
+export function createCrashPublisher(clientId: string, qos: 1 | 2, window = 50, pauseMs = 0): CrashPublisher {
   const acked = new Set<string>();
   const pending = new Map<number, Pending>();
   let client: RawClient | undefined;
@@ -57,12 +60,14 @@ export function createCrashPublisher(clientId: string, qos: 1 | 2, window = 50):
     if (packet.cmd !== "puback" && packet.cmd !== "pubcomp") return;
     acked.add(message.payload);
     pending.delete(id);
-    fill();
+    if (pauseMs === 0 || stopping) fill();
+    else setTimeout(fill, pauseMs);
   }
 
   return {
     clientId,
     acked,
+    isClosed: () => client?.isClosed ?? true,
     async connect(port) {
       client = await connectRaw(port, clientId, { clean: false });
       client.onPacket = received;
@@ -78,7 +83,7 @@ export function createCrashPublisher(clientId: string, qos: 1 | 2, window = 50):
   };
 }
 
-/** A persistent session on `load/#` that acknowledges what it gets, and counts what comes twice. */
+/** A persistent session that acknowledges what it gets, and counts what comes twice. */
 export interface CrashSubscriber {
   readonly clientId: string;
   /** Payloads in the order of their first arrival. */
@@ -86,10 +91,12 @@ export interface CrashSubscriber {
   /** QoS 2 messages that were handed on a second time: MQTT allows none. */
   readonly doubles: readonly string[];
   connect(port: number): Promise<void>;
+  /** It has no connection: none yet, or it was ended. */
+  isClosed(): boolean;
   destroy(): void;
 }
 
-export function createCrashSubscriber(clientId: string, qos: 1 | 2): CrashSubscriber {
+export function createCrashSubscriber(clientId: string, qos: 1 | 2, topicFilter = "load/#"): CrashSubscriber {
   const got = new Set<string>();
   const doubles: string[] = [];
   /** Between PUBLISH and PUBREL. */
@@ -111,9 +118,10 @@ export function createCrashSubscriber(clientId: string, qos: 1 | 2): CrashSubscr
     clientId,
     got,
     doubles,
+    isClosed: () => client?.isClosed ?? true,
     async connect(port) {
       client = await connectRaw(port, clientId, { clean: false });
-      if (!subscribed) await client.subscribe("load/#", qos);
+      if (!subscribed) await client.subscribe(topicFilter, qos);
       subscribed = true;
       const early = [...client.received];
       client.onPacket = (packet) => {

@@ -11,11 +11,20 @@ const filters: Record<string, object> = {
 
 const services: Record<string, object> = {
   AdminAPI: { port: 0 },
-  LevelStore: { dir: "data/sessions" },
+  KafkaSource: { backend: ["127.0.0.1:9"], group: "g", topics: ["a"], proxy: "proxy", mqtt: { topic: "b" } },
 };
 
-/** A config with one use of each of these kinds: JSON documents, which are YAML. @param more of each filter */
-export function configOf(kinds: readonly string[], more: object = {}): string {
+/** Of these a config has one at most. */
+const stores: Record<string, object> = {
+  LevelStore: { dir: "data/sessions" },
+  NATSCluster: { servers: ["127.0.0.1:9"] },
+};
+
+/**
+ * Configs with a use of each of these kinds, as few as can be: JSON documents, which are YAML.
+ * @param more of each filter
+ */
+export function configsOf(kinds: readonly string[], more: object = {}): string[] {
   const used = (of: Record<string, object>, common: object = {}): object[] =>
     kinds.filter((kind) => kind in of).map((kind) => ({ name: kind.toLowerCase(), kind, ...of[kind], ...common }));
   const documents = [
@@ -23,7 +32,10 @@ export function configOf(kinds: readonly string[], more: object = {}): string {
     { kind: "Pipeline", name: "all", filters: used(filters, more) },
     ...used(services),
   ];
-  const unknown = kinds.filter((kind) => !(kind in filters) && !(kind in services));
+  const unknown = kinds.filter((kind) => !(kind in filters) && !(kind in services) && !(kind in stores));
   if (unknown.length > 0) throw new Error(`no use of ${unknown.join(", ")} is known: add one here`);
-  return documents.map((document) => JSON.stringify(document)).join("\n---\n");
+  const [first, ...others] = used(stores);
+  const toText = (all: readonly (object | undefined)[]): string =>
+    all.flatMap((document) => (document ? JSON.stringify(document) : [])).join("\n---\n");
+  return [toText([...documents, first]), ...others.map((store) => toText([documents[0], store]))];
 }

@@ -2,12 +2,13 @@
 import { execFile } from "node:child_process";
 import { createHash } from "node:crypto";
 import { once } from "node:events";
-import { cp, mkdir, mkdtemp, readdir, readFile, realpath, rm, symlink } from "node:fs/promises";
+import { access, cp, mkdir, mkdtemp, readdir, readFile, realpath, rm, symlink, writeFile } from "node:fs/promises";
 import { createServer } from "node:http";
 import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import { delimiter, dirname, join } from "node:path";
 import { promisify } from "node:util";
+import { eventually } from "./eventually.ts";
 
 const root = join(import.meta.dirname, "../..");
 
@@ -51,9 +52,34 @@ export interface Published {
   remove(): Promise<void>;
 }
 
-/** Packs `sluice` and all that it depends on here, in a copy: nothing is written to the workspace. */
+/**
+ * Packs `sluice` and all that it depends on here, in a copy: nothing is written to the workspace. Where the runner gives a
+ * folder for it (SLUICE_TEST_PACKED), the first suite that asks packs for all of them.
+ */
 export async function packAll(): Promise<Published> {
-  const folder = await realpath(await mkdtemp(join(tmpdir(), "sluice-published-")));
+  const shared = process.env["SLUICE_TEST_PACKED"];
+  const folder = await realpath(shared ?? (await mkdtemp(join(tmpdir(), "sluice-published-"))));
+  if (shared === undefined || (await isFirst(folder))) await pack(folder);
+  else await eventually(() => isThere(join(folder, "packed")), true, 120_000);
+  return await publishedIn(folder, shared === undefined);
+}
+
+async function isFirst(folder: string): Promise<boolean> {
+  return await succeeds(mkdir(join(folder, "begun")));
+}
+
+async function isThere(path: string): Promise<boolean> {
+  return await succeeds(access(path));
+}
+
+async function succeeds(work: Promise<unknown>): Promise<boolean> {
+  return await work.then(
+    () => true,
+    () => false,
+  );
+}
+
+async function pack(folder: string): Promise<void> {
   const copy = join(folder, "workspace");
   const keep = (source: string): boolean => !/\/(dist|data)$|\.tsbuildinfo$/.test(source.slice(root.length));
   for (const name of await readdir(root)) {
@@ -64,12 +90,19 @@ export async function packAll(): Promise<Published> {
   await symlink(join(root, "node_modules"), join(copy, "node_modules"));
   const tarballs = join(folder, "tarballs");
   await run("npm", ["run", "--silent", "pack:all", tarballs], copy);
-  const packages = new Map<string, { tarball: string; unpacked: string }>();
   for (const file of await readdir(tarballs)) {
     const into = join(folder, "unpacked", file);
     await mkdir(into, { recursive: true });
     await run("tar", ["-xzf", join(tarballs, file), "-C", into], folder);
-    const unpacked = join(into, "package");
+  }
+  await writeFile(join(folder, "packed"), "");
+}
+
+async function publishedIn(folder: string, isOwn: boolean): Promise<Published> {
+  const tarballs = join(folder, "tarballs");
+  const packages = new Map<string, { tarball: string; unpacked: string }>();
+  for (const file of await readdir(tarballs)) {
+    const unpacked = join(folder, "unpacked", file, "package");
     packages.set((await readManifest(unpacked)).name, { tarball: join(tarballs, file), unpacked });
   }
   const find = (name: string) => {
@@ -82,7 +115,9 @@ export async function packAll(): Promise<Published> {
     names: [...packages.keys()].toSorted(),
     tarball: (name) => find(name).tarball,
     unpacked: (name) => find(name).unpacked,
-    remove: () => rm(folder, { recursive: true, force: true }),
+    async remove() {
+      if (isOwn) await rm(folder, { recursive: true, force: true });
+    },
   };
 }
 

@@ -84,7 +84,21 @@ export async function connect(
   };
 }
 
-export function storeContract(make: StoreFactory): void {
+/**
+ * @param o.ahead deliveries that the store hands a connection's side before it knows whether they were taken
+ * @param o.keeps what absent and slow clients wait for is in: queues of their own, which have bounds and are counted; or a
+ *   log that all sessions read, in which a node knows of an absent session only what is written down of it
+ */
+export function storeContract(
+  make: StoreFactory,
+  { ahead = 0, keeps = "queues" }: { ahead?: number; keeps?: "queues" | "log" } = {},
+): void {
+  const inLog = keeps === "log";
+  /** Where nobody knows who is absent, and whom a message waits for. */
+  const ofAbsent = (count: number): number => (inLog ? 0 : count);
+  const queuesTest = (name: string, run: () => Promise<void>): void => {
+    if (!inLog) void test(name, run);
+  };
   const queueLimits: QueueLimits = {
     maxMessages: 100_000,
     maxBytes: 1 << 26,
@@ -144,6 +158,8 @@ export function storeContract(make: StoreFactory): void {
     assert.deepEqual(sub.topics(), ["t/0", "t/1"]);
     sub.handle.settle(delivered(sub, 0));
     sub.handle.settle(delivered(sub, 0));
+    await eventually(() => sub.topics(), ["t/0", "t/1", "t/2"]);
+    await store.query();
     assert.deepEqual(sub.topics(), ["t/0", "t/1", "t/2"], "a second PUBACK of the same message gives no credit");
   });
 
@@ -154,12 +170,12 @@ export function storeContract(make: StoreFactory): void {
     for (let n = 0; n < 3; n++) await store.publish(message(`t/${n}`));
     const ids = first.got.map(({ delivery }) => delivery.packetId);
     await first.handle.close();
-    assert.deepEqual(await store.publish(message("t/3")), { matched: 1, connected: 0, durable: true });
+    assert.deepEqual(await store.publish(message("t/3")), { matched: ofAbsent(1), connected: 0, durable: true });
     await store.publish(message("t/4", 0));
-    assert.deepEqual(dropped, { qos0_offline: 1 });
+    assert.deepEqual(dropped, inLog ? {} : { qos0_offline: 1 });
     const second = await connect(store, "s");
     assert.equal(second.handle.present, true);
-    assert.deepEqual(second.topics(), ["t/0", "t/1", "t/2", "t/3"]);
+    await eventually(() => second.topics(), ["t/0", "t/1", "t/2", "t/3"]);
     assert.deepEqual(
       second.got.map(({ again }) => again),
       [true, true, false, false],
@@ -175,13 +191,14 @@ export function storeContract(make: StoreFactory): void {
     const { store } = await open();
     const clean = await connect(store, "c", { clean: true, filters: [["t", 1]] });
     await clean.handle.close();
-    counts(store, { sessions: 0, subscriptions: 0 });
+    await counts(store, { sessions: 0, subscriptions: 0 });
     const kept = await connect(store, "p", { filters: [["t", 1]] });
     await kept.handle.close();
-    counts(store, { sessions: 1, subscriptions: 1 });
+    assert.deepEqual(await sessionsOf(store), { p: ["t"] });
     const wiped = await connect(store, "p", { clean: true });
     assert.equal(wiped.handle.present, false);
-    counts(store, { sessions: 1, subscriptions: 0 });
+    assert.deepEqual(await sessionsOf(store), { p: [] });
+    await counts(store, { sessions: 1, subscriptions: 0 });
   });
 
   test("takeover: the old connection hears it, and its late calls do nothing to the new one (L10)", async () => {
@@ -211,7 +228,7 @@ export function storeContract(make: StoreFactory): void {
     assert.equal(await store.remove("c"), true);
     assert.equal(sub.state.lost, "removed");
     assert.equal(await store.remove("c"), false);
-    counts(store, { sessions: 0, subscriptions: 0 });
+    await counts(store, { sessions: 0, subscriptions: 0 });
   });
 
   test("sessions of two proxies never meet (L34)", async () => {
@@ -235,16 +252,17 @@ export function storeContract(make: StoreFactory): void {
     );
   });
 
-  test("an absent session over its bound loses the oldest, counted", async () => {
+  queuesTest("an absent session over its bound loses the oldest, counted", async () => {
     const { store, dropped } = await open({ maxMessages: 3 });
     const sub = await connect(store, "s", { filters: [["t/+", 1]] });
     await sub.handle.close();
     for (let n = 0; n < 5; n++) await store.publish(message(`t/${n}`));
     assert.deepEqual(dropped, { queue_full: 2 });
-    assert.deepEqual((await connect(store, "s")).topics(), ["t/2", "t/3", "t/4"]);
+    const back = await connect(store, "s");
+    await eventually(() => back.topics(), ["t/2", "t/3", "t/4"]);
   });
 
-  test("onFull: fault refuses the message for every session rather than lose one", async () => {
+  queuesTest("onFull: fault refuses the message for every session rather than lose one", async () => {
     const { store, dropped } = await open({ maxMessages: 2, onFull: "fault" });
     const away = await connect(store, "away", { filters: [["t/+", 1]] });
     await away.handle.close();
@@ -258,7 +276,7 @@ export function storeContract(make: StoreFactory): void {
     assert.deepEqual(dropped, {});
   });
 
-  test("a crowded connected subscriber slows its publishers down and loses nothing", async () => {
+  queuesTest("a crowded connected subscriber slows its publishers down and loses nothing", async () => {
     const { store, dropped } = await open({ maxMessages: 10 });
     const sub = await connect(store, "slow", { credit: 1, filters: [["t/+", 1]] });
     let done = 0;
@@ -278,16 +296,35 @@ export function storeContract(make: StoreFactory): void {
     assert.deepEqual(dropped, {});
   });
 
-  test("one that settles nothing for 5 s counts as absent: its publishers go on, its oldest messages go", async () => {
-    const { store, dropped, tick } = await open({ maxMessages: 10 });
-    await connect(store, "dead", { credit: 1, filters: [["t/+", 1]] });
-    for (let n = 0; n < 9; n++) await store.publish(message(`t/${n}`));
-    tick(6000);
-    for (let n = 9; n < 15; n++) await store.publish(message(`t/${n}`));
-    assert.deepEqual(dropped, { queue_full: 5 });
+  test("a slow connected subscriber gets everything in order", async () => {
+    const { store, dropped } = await open({ maxMessages: 10 });
+    const sub = await connect(store, "slow", { credit: 1, filters: [["t/+", 1]] });
+    const sent = Array.from({ length: 100 }, (_, n) => `t/${n}`);
+    const publishing = (async () => {
+      for (const topic of sent) await store.publish(message(topic), { from: "publisher" });
+    })();
+    for (let n = 0; n < 100; n++) {
+      while (sub.got.length <= n) await turn();
+      sub.handle.settle(delivered(sub, n));
+    }
+    await publishing;
+    assert.deepEqual(sub.topics().toSorted(), sent.toSorted());
+    assert.deepEqual(dropped, {});
   });
 
-  test("a client that publishes to itself never waits for itself", async () => {
+  queuesTest(
+    "one that settles nothing for 5 s counts as absent: its publishers go on, its oldest messages go",
+    async () => {
+      const { store, dropped, tick } = await open({ maxMessages: 10 });
+      await connect(store, "dead", { credit: 1, filters: [["t/+", 1]] });
+      for (let n = 0; n < 9; n++) await store.publish(message(`t/${n}`));
+      tick(6000);
+      for (let n = 9; n < 15; n++) await store.publish(message(`t/${n}`));
+      assert.deepEqual(dropped, { queue_full: 5 });
+    },
+  );
+
+  queuesTest("a client that publishes to itself never waits for itself", async () => {
     const { store } = await open({ maxMessages: 10 });
     await connect(store, "self", { credit: 1, filters: [["t", 1]] });
     for (let n = 0; n < 10; n++) await store.publish(message("t"), { from: "self" });
@@ -298,12 +335,12 @@ export function storeContract(make: StoreFactory): void {
     const { store, dropped } = await open();
     const sub = await connect(store, "s", { filters: [["t", 1]] });
     sub.state.room = false;
-    for (let n = 0; n < 1010; n++) await store.publish(message("t", 0));
+    for (let n = 0; n < 1010 + ahead; n++) await store.publish(message("t", 0));
     await store.publish(message("t", 1));
     assert.deepEqual(dropped, { qos0_busy: 10 });
     sub.state.room = true;
     sub.handle.resume();
-    assert.equal(sub.got.length, 1001);
+    await eventually(() => sub.got.length, 1001 + ahead);
     assert.equal(sub.got.at(-1)?.qos, 1);
   });
 
@@ -311,9 +348,14 @@ export function storeContract(make: StoreFactory): void {
     const { store } = await open();
     const sub = await connect(store, "s", { filters: [["t", 1]] });
     await sub.handle.close();
-    for (let n = 0; n < 100_000; n++) await store.publish(message("t", 1, String(n)));
+    for (let n = 0; n < 100_000; n += 1000) {
+      await Promise.all(
+        Array.from({ length: 1000 }, async (_, more) => await store.publish(message("t", 1, String(n + more)))),
+      );
+    }
     const back = await connect(store, "s", { credit: 10 });
     for (let n = 0; n < 100_000; n++) {
+      while (back.got.length <= n) await turn();
       const delivery = delivered(back, n);
       assert.equal(delivery.message.payload.toString(), String(n));
       back.handle.settle(delivery);
@@ -380,8 +422,8 @@ export function storeContract(make: StoreFactory): void {
     assert.deepEqual(sub.payloads(), ["a"], "PUBREC gives no credit back");
     await sub.handle.close();
     const back = await connect(store, "s", { credit: 1 });
-    assert.deepEqual(
-      back.got.map(({ again, delivery }) => [again, delivery.released, delivery.packetId]),
+    await eventually(
+      () => back.got.map(({ again, delivery }) => [again, delivery.released, delivery.packetId]),
       [[true, true, packetId]],
     );
     back.handle.settle(back.last());
@@ -396,6 +438,7 @@ export function storeContract(make: StoreFactory): void {
     first.handle.settle(delivered(first, 1));
     await first.handle.close();
     const second = await connect(store, "s", { credit: 6 });
+    await eventually(() => second.got.length, 5);
     const ids = second.got.map(({ delivery }) => delivery.packetId);
     assert.equal(new Set(ids).size, 5);
     assert.deepEqual(second.payloads(), ["0", "2", "3", "4", "5"]);
@@ -435,7 +478,8 @@ export function storeContract(make: StoreFactory): void {
     await sub.handle.close();
     assert.deepEqual(await store.publishTo("s", message("cmd2", 1)), { matched: 1, connected: 0, durable: true });
     assert.deepEqual(await store.publishTo("nobody", message("cmd", 1)), { matched: 0, connected: 0, durable: true });
-    assert.deepEqual((await connect(store, "s")).topics(), ["cmd", "cmd2"]);
+    const back = await connect(store, "s");
+    await eventually(() => back.topics(), ["cmd", "cmd2"]);
   });
 
   test("receipts: what became of a message for each session, once", async () => {
@@ -453,23 +497,22 @@ export function storeContract(make: StoreFactory): void {
     const clean = await connect(store, "clean", { clean: true, filters: [["t", 1]] });
     await away.handle.close();
     await store.publish(message("t"), { receipts });
-    assert.deepEqual(waiting.toSorted(), ["away", "clean", "here", "leaving", "qos0"]);
-    assert.deepEqual(sorted(told), [
-      ["away", "queued"],
-      ["qos0", "delivered"],
-    ]);
+    const absent: [string, Receipt][] = inLog ? [] : [["away", "queued"]];
+    assert.deepEqual(waiting.toSorted(), [...absent.map(([id]) => id), "clean", "here", "leaving", "qos0"]);
+    assert.deepEqual(sorted(told), [...absent, ["qos0", "delivered"]]);
     here.handle.settle(here.last());
     await leaving.handle.close();
     await clean.handle.close();
-    assert.deepEqual(sorted(told.slice(2)), [
+    assert.deepEqual(sorted(told.slice(absent.length + 1)), [
       ["clean", "refused"],
       ["here", "delivered"],
       ["leaving", "queued"],
     ]);
     assert.equal(qos0.got.length, 1);
     const back = await connect(store, "leaving");
+    await eventually(() => back.got.length, 1);
     back.settleAll();
-    assert.equal(told.length, 5, "each once");
+    assert.equal(told.length, absent.length + 4, "each once");
   });
 
   test("a session ends when its expiry is over, with what it held; before that it is resumed [MQTT-3.1.2-23]", async () => {
@@ -483,10 +526,10 @@ export function storeContract(make: StoreFactory): void {
     assert.ok(
       info?.expiresAt !== undefined && info.expiresAt >= closedAt + 1000 && info.expiresAt <= Date.now() + 1000,
     );
-    assert.equal((await store.publish(message("t"))).matched, 2);
+    assert.equal((await store.publish(message("t"))).matched, ofAbsent(2));
     await eventually(async () => (await store.query()).map(({ clientId }) => clientId), ["long"]);
     assert.ok(Date.now() >= closedAt + 1000, "not before its time");
-    assert.deepEqual(dropped, { session_ended: 1 });
+    assert.deepEqual(dropped, inLog ? {} : { session_ended: 1 });
     assert.equal((await connect(store, "brief")).handle.present, false);
     const back = await connect(store, "long", { expirySec: 100 });
     assert.equal(back.handle.present, true);
@@ -497,7 +540,7 @@ export function storeContract(make: StoreFactory): void {
     const { store } = await open();
     const sub = await connect(store, "s", { expirySec: 100, filters: [["t", 1]] });
     await sub.handle.close(0);
-    counts(store, { sessions: 0, subscriptions: 0 });
+    await counts(store, { sessions: 0, subscriptions: 0 });
   });
 
   test("a message that has waited for longer than its expiry is not delivered, and counted [MQTT-3.3.2-5]", async () => {
@@ -509,11 +552,11 @@ export function storeContract(make: StoreFactory): void {
     await store.publish(message("t/3"));
     tick(20_000);
     const back = await connect(store, "s");
-    assert.deepEqual(back.topics(), ["t/2", "t/3"]);
+    await eventually(() => back.topics(), ["t/2", "t/3"]);
     assert.deepEqual(dropped, { expired: 1 });
   });
 
-  test("maxTotalBytes bounds all sessions together: beyond it QoS 1 is a fault, QoS 0 is dropped", async () => {
+  queuesTest("maxTotalBytes bounds all sessions together: beyond it QoS 1 is a fault, QoS 0 is dropped", async () => {
     const { store, dropped } = await open({ maxTotalBytes: 10_000 });
     const subs = await Promise.all(["a", "b"].map((id) => connect(store, id, { credit: 1, filters: [["t", 1]] })));
     for (let n = 0; n < 4; n++) await store.publish(message("t", 1, "x".repeat(2000)));
@@ -524,9 +567,13 @@ export function storeContract(make: StoreFactory): void {
       subs.map(({ got }) => got.length),
       [1, 1],
     );
-    for (const sub of subs) for (let n = 0; n < 4; n++) sub.handle.settle(delivered(sub, n));
-    assert.equal(store.counts.queued, 0);
-    assert.equal(store.counts.queuedBytes, 0);
+    for (const sub of subs) {
+      for (let n = 0; n < 4; n++) {
+        await eventually(() => sub.got.length, n + 1);
+        sub.handle.settle(delivered(sub, n));
+      }
+    }
+    await counts(store, { queued: 0, queuedBytes: 0 });
     await store.publish(message("t", 1, "x".repeat(2000)));
   });
 
@@ -558,7 +605,7 @@ export function storeContract(make: StoreFactory): void {
       sub.got.length = 0;
       await sub.handle.unsubscribe(filter);
     }
-    assert.equal(store.counts.retained, 6);
+    await counts(store, { retained: 6 });
   });
 
   test("retained: an empty payload clears it; live subscribers get it as any message [MQTT-3.3.1-6]", async () => {
@@ -567,7 +614,7 @@ export function storeContract(make: StoreFactory): void {
     await store.publish(message("a/b", 1, "x", { retain: true }));
     await store.publish(message("a/b", 1, "", { retain: true }));
     assert.deepEqual(live.payloads(), ["x", ""]);
-    counts(store, { retained: 0, retainedBytes: 0 });
+    await counts(store, { retained: 0, retainedBytes: 0 });
     const late = await connect(store, "late", { filters: [["a/b", 1]] });
     await late.handle.deliverRetained("a/b", true);
     assert.deepEqual(late.got, []);
@@ -593,25 +640,29 @@ export function storeContract(make: StoreFactory): void {
     assert.equal((await ask("$share/g/t", {})).length, 0, "none for a shared subscription");
   });
 
-  test("retained: bounded in number and bytes; beyond that a message is delivered, not retained, and counted", async () => {
-    const { store, dropped } = await open({}, { retained: { maxMessages: 2, maxBytes: 2000 } });
-    const live = await connect(store, "live", { filters: [["#", 0]] });
-    for (const topic of ["a", "b", "c"]) await store.publish(message(topic, 0, "x", { retain: true }));
-    assert.deepEqual(dropped, { retained_full: 1 });
-    await store.publish(message("a", 0, "y".repeat(2000), { retain: true }));
-    assert.deepEqual(dropped, { retained_full: 2 });
-    assert.equal(live.got.length, 4);
-    const late = await connect(store, "late", { filters: [["#", 1]] });
-    await late.handle.deliverRetained("#", true);
-    assert.deepEqual(late.topics().toSorted(), ["a", "b"]);
-    assert.deepEqual(late.payloads(), ["x", "x"]);
-  });
+  queuesTest(
+    "retained: bounded in number and bytes; beyond that a message is delivered, not retained, and counted",
+    async () => {
+      const { store, dropped } = await open({}, { retained: { maxMessages: 2, maxBytes: 2000 } });
+      const live = await connect(store, "live", { filters: [["#", 0]] });
+      for (const topic of ["a", "b", "c"]) await store.publish(message(topic, 0, "x", { retain: true }));
+      assert.deepEqual(dropped, { retained_full: 1 });
+      await store.publish(message("a", 0, "y".repeat(2000), { retain: true }));
+      assert.deepEqual(dropped, { retained_full: 2 });
+      assert.equal(live.got.length, 4);
+      const late = await connect(store, "late", { filters: [["#", 1]] });
+      await late.handle.deliverRetained("#", true);
+      assert.deepEqual(late.topics().toSorted(), ["a", "b"]);
+      assert.deepEqual(late.payloads(), ["x", "x"]);
+    },
+  );
 
   test("retained: one that has expired is not delivered, and makes room", async () => {
     const { store } = await open();
     await store.publish(message("t", 1, "x", { retain: true, properties: { messageExpiry: 1 } }));
     await store.publish(message("u", 1, "x", { retain: true, properties: { messageExpiry: 3600 } }));
-    await eventually(() => store.counts.retained, 1);
+    if (inLog) await setTimeout(1100);
+    else await eventually(() => store.counts.retained, 1);
     const late = await connect(store, "late", { filters: [["#", 1]] });
     await late.handle.deliverRetained("#", true);
     assert.deepEqual(late.topics(), ["u"]);
@@ -664,7 +715,10 @@ export function storeContract(make: StoreFactory): void {
     }
     assert.equal((await store.query()).find(({ clientId }) => clientId === "fast")?.queued, 0);
     await slow.handle.close();
-    assert.deepEqual(await store.publish(message("t")), { matched: 1, connected: 0, durable: true });
+    const last = message("t", 1, "last");
+    assert.deepEqual(await store.publish(last), { matched: ofAbsent(1), connected: 0, durable: true });
+    const back = [await connect(store, "slow"), await connect(store, "fast")];
+    await eventually(() => back.flatMap((each) => each.payloads()).filter((each) => each === "last").length, 1);
   });
 
   test("shared: what a member leaves unsettled goes to another; a QoS 2 delivery that began stays [MQTT-4.8.2-4]", async () => {
@@ -676,13 +730,13 @@ export function storeContract(make: StoreFactory): void {
     await eventually(() => leaver.got.length, 2);
     const stayer = await connect(store, "stayer", { filters: [["$share/g/t", 1]] });
     await leaver.handle.close();
-    assert.deepEqual(stayer.payloads(), ["sent", "waits"]);
+    await eventually(() => stayer.payloads(), ["sent", "waits"]);
     stayer.settleAll();
     const back = await connect(store, "leaver");
-    assert.deepEqual(back.payloads(), ["began"]);
+    await eventually(() => back.payloads(), ["began"]);
     await store.publish(message("t", 1, "x"));
     await back.handle.close(0);
-    assert.equal(stayer.payloads().at(-1), "x");
+    await eventually(() => stayer.payloads().at(-1), "x");
     // Its session has ended: nobody else may get what had begun [MQTT-4.8.2-5].
     assert.deepEqual(dropped, { session_ended: 1 });
   });
@@ -691,17 +745,17 @@ export function storeContract(make: StoreFactory): void {
     const { store } = await open();
     const a = await connect(store, "a", { filters: [["$share/g/t", 1]] });
     const b = await connect(store, "b", { filters: [["$share/g/t", 1]] });
-    counts(store, { subscriptions: 2 });
+    await counts(store, { subscriptions: 2 });
     assert.equal(await a.handle.unsubscribe("$share/g/t"), true);
     assert.equal(await a.handle.unsubscribe("$share/g/t"), false);
     for (let n = 0; n < 4; n++) await store.publish(message("t"));
     assert.deepEqual([a.got.length, b.got.length], [0, 4]);
     await b.handle.unsubscribe("$share/g/t");
-    counts(store, { subscriptions: 0 });
+    await counts(store, { subscriptions: 0 });
     assert.equal((await store.publish(message("t"))).matched, 0);
   });
 
-  test("a proxy that is opened again has the sessions that it had", async () => {
+  queuesTest("a proxy that is opened again has the sessions that it had", async () => {
     const { store, whole } = await open();
     const sub = await connect(store, "s", { filters: [["t", 1]] });
     await sub.handle.close();
@@ -910,7 +964,7 @@ export function lastingStoreContract(make: () => Promise<StorePlace>): void {
     await store().publish(message("b", 1, "", { retain: true }));
     await store().publish(message("c", 2, "x", { retain: true, properties: { contentType: "y" } }));
     await restart();
-    counts(store(), { retained: 2 });
+    await counts(store(), { retained: 2 });
     const sub = await connect(store(), "s", { filters: [["#", 2]] });
     await sub.handle.deliverRetained("#", true);
     await eventually(() => sub.got.length, 2);
@@ -920,7 +974,7 @@ export function lastingStoreContract(make: () => Promise<StorePlace>): void {
     );
     await store().publish(message("c", 1, "", { retain: true }));
     await restart();
-    counts(store(), { retained: 1 });
+    await counts(store(), { retained: 1 });
   });
 
   test("a session goes on expiring while the store is down; a client that was connected starts to when it is up", async () => {
@@ -961,8 +1015,20 @@ export function lastingStoreContract(make: () => Promise<StorePlace>): void {
   });
 }
 
-function counts(store: ProxyStore, expected: Partial<ProxyStore["counts"]>): void {
-  assert.deepEqual({ ...store.counts, ...expected }, { ...store.counts });
+/** The topic filters of each client's session. */
+async function sessionsOf(store: ProxyStore): Promise<Record<string, string[]>> {
+  const found = await store.query();
+  return Object.fromEntries(
+    found.map(({ clientId, subscriptions }) => [clientId, subscriptions.map(({ topicFilter }) => topicFilter)]),
+  );
+}
+
+/** A store that asks others for them may be told a little later. */
+async function counts(store: ProxyStore, expected: Partial<ProxyStore["counts"]>): Promise<void> {
+  await eventually(() => {
+    const { counts: now } = store;
+    return Object.fromEntries(Object.entries(now).filter(([name]) => name in expected));
+  }, expected);
 }
 
 function sorted(told: readonly [string, Receipt][]): [string, Receipt][] {

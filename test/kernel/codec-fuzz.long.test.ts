@@ -3,12 +3,18 @@ import { test } from "node:test";
 import { createDecoder } from "../../kernel/codec.ts";
 import { validConnect } from "../fixtures/malformed-packets.ts";
 import { validConnectV5 } from "../fixtures/malformed-v5.ts";
+import { fuzzV4 } from "../helpers/fuzz-v4.ts";
 import { fuzzV5 } from "../helpers/fuzz-v5.ts";
 import { createRandom } from "../helpers/random.ts";
 
 test("a million mutated streams of MQTT 5 never throw, and come out the same however they are split", () => {
   const { refused, passed } = fuzzV5({ seed: 5, rounds: 1_000_000 });
   assert.ok(refused > 250_000 && passed > 250_000, `${refused} refused, ${passed} packets passed`);
+});
+
+test("half a million mutated PUBLISHes and acks of 3.1.1 are read as mqtt-packet reads them, or refused for a rule", () => {
+  const { equal, stricter } = fuzzV4({ seed: 290, rounds: 500_000 });
+  assert.ok(equal > 150_000 && stricter > 20_000, `${equal} equal, ${stricter} stricter`);
 });
 
 for (const [version, connect] of [

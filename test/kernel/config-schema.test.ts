@@ -35,6 +35,7 @@ describe("the schema for editors", () => {
   for (const file of [
     "config/sluice.yaml",
     "config/sluice-kafka.yaml",
+    "config/examples/kafka-source.yaml",
     "config/examples/mqttproxy.yaml",
     "config/examples/topic-mapper.yaml",
     "test/fixtures/doc-yaml/mqttproxy.yaml",

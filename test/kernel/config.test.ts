@@ -57,6 +57,8 @@ describe("a config that is right", () => {
       connectionLimit: undefined,
       clientPublishLimit: undefined,
       presence: undefined,
+      onPoison: "close",
+      deadLetter: undefined,
       sysInterval: 0,
       rules: { Connect: "gates" },
       brokerMode: false,
@@ -96,6 +98,7 @@ describe("a config that is right", () => {
       log: { level: "info" },
       plugins: { dirs: [join(fixtures, "plugins")], allow: undefined, deny: [], strict: false },
       drain: { timeoutMs: 10_000, rate: 1000, serverReference: undefined },
+      workers: 1,
       history: 20,
       hints: [],
     });

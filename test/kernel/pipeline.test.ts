@@ -317,6 +317,53 @@ test("packets of a newer generation wait for the connection's packets in the old
   await Promise.all(runs);
 });
 
+/** An answer of a filter's own, that is no promise. */
+function createPending(onAsked: (self: { answer(result?: string): void; fail(error: unknown): void }) => void) {
+  return {
+    // oxlint-disable-next-line unicorn/no-thenable -- what the plugin API calls a pending result
+    then: (answer: (result?: string) => void, fail: (error: unknown) => void): void => onAsked({ answer, fail }),
+  };
+}
+
+test("a filter settles many packets synchronously with pending results of its own, in their order", async () => {
+  const waiting: { answer(result?: string): void; fail(error: unknown): void }[] = [];
+  const behind: string[] = [];
+  const pipeline = build({
+    sink: { concurrent: true, results: ["full"], handle: () => createPending((self) => waiting.push(self)) },
+    after: { handle: (ctx) => void behind.push(topicOf(ctx)) },
+  });
+  const lane = createLane();
+  const outcomes: string[] = [];
+  for (const topic of ["0", "1", "2", "3"]) {
+    assert.equal(
+      pipeline.run(job(topic, lane), ({ kind }) => outcomes.push(`${topic} ${kind}`)),
+      undefined,
+    );
+  }
+  assert.equal(waiting.length, 4);
+  waiting[1]?.answer();
+  assert.deepEqual([behind, outcomes], [[], []], "what follows a concurrent filter gets them in order");
+  waiting[0]?.answer();
+  waiting[2]?.fail(new Error("lost"));
+  waiting[3]?.answer("full");
+  assert.deepEqual(behind, ["0", "1"]);
+  assert.deepEqual(outcomes.toSorted(), ["0 passed", "1 passed", "2 fault", "3 unhandled"]);
+  assert.equal(pipeline.active, 0);
+  await pipeline.drained();
+});
+
+test("a pending result that answers within then() is heard too", async () => {
+  const pipeline = build({
+    hasty: { handle: () => createPending((self) => self.answer()) },
+    failing: {
+      handle: (ctx) => (topicOf(ctx) === "bad" ? createPending((self) => self.fail(new Error("no"))) : undefined),
+    },
+  });
+  assert.equal((await run(pipeline, job("good"))).kind, "passed");
+  assert.equal((await run(pipeline, job("bad"))).kind, "fault");
+  assert.equal(pipeline.active, 0);
+});
+
 test("10,000 packets of one lane through a filter that answers later: all pass, in order", async () => {
   const seen: number[] = [];
   const pipeline = build({ a: { handle: () => turn().then(() => undefined), concurrent: true } });

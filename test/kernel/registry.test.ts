@@ -160,11 +160,11 @@ const gallery: Record<string, [code: string, message: RegExp]> = {
     "PLUGIN_BROKEN",
     /NoFamily comes from the package broken-no-family .*sluice\.kinds\.NoFamily\.family in its package\.json is missing: it must be "filter" or "service"/,
   ],
-  NoEngines: ["PLUGIN_BROKEN", /no valid engines\.sluice \(missing\): give the range .*"\^1\.0\.0"/],
+  NoEngines: ["PLUGIN_BROKEN", /no valid engines\.sluice \(missing\): give the range .*"\^1\.\d\.0"/],
   BadRange: ["PLUGIN_BROKEN", /no valid engines\.sluice \(newest\)/],
   WrongApi: [
     "PLUGIN_INCOMPATIBLE",
-    /broken-wrong-api .*needs plugin API \^2\.0\.0, and this gateway has 1\.0\.0: install/,
+    /broken-wrong-api .*needs plugin API \^2\.0\.0, and this gateway has 1\.\d\.0: install/,
   ],
   WrongNode: ["PLUGIN_INCOMPATIBLE", /broken-wrong-node .*needs Node\.js >=99, and this is \d+\.\d+\.\d+: install/],
   BadNodeRange: ["PLUGIN_BROKEN", /engines\.node in its package\.json \(newest\) is no range/],

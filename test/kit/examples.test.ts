@@ -10,6 +10,7 @@ import { promisify } from "node:util";
 import { connectAsync, type MqttClient } from "mqtt";
 import { eventually } from "../helpers/eventually.ts";
 import { hasRedis, startRedis } from "../helpers/redis.ts";
+import { takeAnyApiPort } from "../helpers/installation.ts";
 import { gatewayPackage, startRegistry, type Registry } from "../helpers/registry.ts";
 
 const run = promisify(execFile);
@@ -127,6 +128,7 @@ describe("together in a gateway", slow, () => {
       tarballs.push(`./sluice-example-${name}-1.0.0.tgz`);
     }
     await npm(gateway, "install", gatewayPackage, ...tarballs);
+    await takeAnyApiPort(gateway);
   }, slow);
 
   /** What a stream holds: topic and payload of each entry. */

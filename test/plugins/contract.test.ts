@@ -10,10 +10,16 @@ const docs = join(root, "docs");
 const options = {
   KafkaMQTT: { backend: ["127.0.0.1:9"], deliveryTimeoutMs: 100 },
   AdminAPI: { port: 0 },
+  // Port 9 of loopback: nobody there.
+  NATSCluster: { servers: ["127.0.0.1:9"] },
 };
 
 /** Where a plugin is shown that is no filter. */
-const pages: Readonly<Record<string, string>> = { "admin-api": "http-api.md", "level-store": "configuration.md" };
+const pages: Readonly<Record<string, string>> = {
+  "admin-api": "http-api.md",
+  "level-store": "configuration.md",
+  "nats-cluster": "configuration.md",
+};
 
 for (const name of readdirSync(join(root, "plugins"))) {
   const readme = join(docs, pages[name] ?? "filters.md");

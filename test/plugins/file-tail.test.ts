@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { appendFileSync, mkdtempSync, renameSync, rmSync, truncateSync, writeFileSync } from "node:fs";
+import { appendFileSync, mkdirSync, mkdtempSync, renameSync, rmSync, truncateSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
@@ -197,4 +197,17 @@ test("-f ends when its reader goes away", async (t) => {
   assert.equal(await tail.offset(), 0);
   tail.stdout.destroy(Object.assign(new Error("write EPIPE"), { code: "EPIPE" }));
   assert.equal(await tail.done, 0);
+});
+
+test("what several workers have written is shown together, by its time", async (t) => {
+  const dir = temporaryFolder(t);
+  mkdirSync(join(dir, "worker-1"));
+  const at = (offset: number, timestamp: number): string => recordLine(offset, { timestamp });
+  writeFileSync(join(dir, "log.ndjson"), at(0, 100) + at(1, 300));
+  writeFileSync(join(dir, "worker-1", "log.ndjson"), at(0, 200) + at(1, 400));
+  writeFileSync(join(dir, "worker-1", "only.ndjson"), at(7, 1));
+  const all = at(0, 100) + at(0, 200) + at(1, 300) + at(1, 400);
+  assert.equal((await run("--dir", dir, "--json", "log")).stdout, all);
+  assert.equal((await run("--dir", dir, "--json", "-n", "1", "log")).stdout, at(1, 400));
+  assert.equal((await run("--dir", dir, "--json", "only")).stdout, at(7, 1));
 });

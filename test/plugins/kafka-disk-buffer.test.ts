@@ -11,6 +11,7 @@ import { fileURLToPath } from "node:url";
 import { createBufferMeter } from "../../plugins/kafka/buffer-meter.ts";
 import type { BufferOptions } from "../../plugins/kafka/config.ts";
 import { openDiskBuffer, type DiskBuffer } from "../../plugins/kafka/disk-buffer.ts";
+import { checkLeftBehind, workerFolder } from "../../plugins/kafka/worker-folder.ts";
 import { eventually } from "../helpers/eventually.ts";
 import { createTestHost } from "@sluice/testkit";
 
@@ -114,6 +115,43 @@ test("a record that a crash has cut off is dropped, and numbers go on", async (t
   }
 });
 
+test("a power cut at any byte of the last group: what was acknowledged is there, and the torn tail is cut", async (t) => {
+  const folder = temporaryFolder(t);
+  const { buffer } = await open(t, folder, { fsync: "always" });
+  for (let n = 1; n <= 20; n++) await append(buffer, `record ${n}`);
+  const segment = readdirSync(folder).find((each) => each.endsWith(".seg")) ?? "";
+  const synced = statSync(join(folder, segment)).size;
+  // One group, and none of it acknowledged before its sync, which the power does not live to see.
+  await appendAll(buffer, 21, 24, 20);
+  const whole = readFileSync(join(folder, segment));
+  await buffer.close();
+  assert.ok(whole.length > synced);
+  const step = process.env["SLUICE_TEST_LONG"] === "true" ? 1 : 3;
+  let survivors = 0;
+  for (let cut = synced; cut <= whole.length; cut += step) {
+    // The file ends there; or its size was written and its data was not.
+    const tails = [whole.subarray(0, cut), Buffer.concat([whole.subarray(0, cut), Buffer.alloc(whole.length - cut)])];
+    for (const content of tails) {
+      const copy = temporaryFolder(t);
+      writeFileSync(join(copy, segment), content);
+      writeFileSync(join(copy, "done"), "");
+      const after = await open(t, copy, { fsync: "always" });
+      const read = textsOf(await readAll(after.buffer));
+      assert.deepEqual(read, texts(1, read.length), `cut at ${cut}`);
+      assert.ok(read.length >= 20 && read.length <= 24, `cut at ${cut}: ${read.length} records`);
+      assert.equal(await after.metricValue("sluice_kafka_buffer_records_lost_total", { reason: "corrupt" }), undefined);
+      const isTorn = statSync(join(copy, segment)).size < content.length;
+      assert.equal((await after.metricValue("sluice_kafka_buffer_torn_segments_total")) ?? 0, isTorn ? 1 : 0);
+      await append(after.buffer, "new");
+      assert.deepEqual(textsOf(await readAll(after.buffer)), ["new"]);
+      await after.buffer.close();
+      survivors += read.length - 20;
+      rmSync(copy, { recursive: true, force: true });
+    }
+  }
+  assert.ok(survivors > 0, "a group that is written in part is kept in part");
+});
+
 test("a damaged segment is named and counted, and what is whole in it and behind it is read", async (t) => {
   const folder = temporaryFolder(t);
   const first = await open(t, folder, { maxBytes: 200_000 });
@@ -197,6 +235,30 @@ test("a full buffer blocks until there is room, or the record's time is up", asy
   await buffer.close();
 });
 
+test("where a record is not kept, those of its sender that wait behind it are not either, and others are", async (t) => {
+  const { buffer, metricValue } = await open(t, temporaryFolder(t), { maxBytes: 100_000 });
+  const [one, other] = [{}, {}];
+  const put = (text: string, bytes: number, keeper?: object) =>
+    buffer.append(Buffer.from(text.padEnd(bytes)), late, keeper);
+  await put("first", 60_000);
+  const settled = await Promise.allSettled([
+    // There is no room for it, and there would be for what follows.
+    put("too much", 60_000, one),
+    put("behind it", 100, one),
+    put("of another", 100, other),
+    put("behind that", 100, one),
+    put("of nobody", 100),
+  ]);
+  assert.deepEqual(
+    settled.map(({ status }) => status),
+    ["rejected", "rejected", "fulfilled", "rejected", "fulfilled"],
+  );
+  assert.equal(await metricValue("sluice_kafka_buffer_records_unwritten_total", { reason: "full" }), 3);
+  await put("once more", 100, one);
+  assert.deepEqual(textsOf(await readAll(buffer)), ["first", "of another", "of nobody", "once more"]);
+  await buffer.close();
+});
+
 test("a folder has one user", async (t) => {
   const folder = temporaryFolder(t);
   const { buffer } = await open(t, folder);
@@ -276,4 +338,25 @@ test("after kill -9 in the middle of writing, all that was safe is there, in ord
   assert.equal(await metricValue("sluice_kafka_buffer_records_lost_total", { reason: "corrupt" }), undefined);
   await append(buffer, "last");
   assert.deepEqual(textsOf(await readAll(buffer)), ["last"]);
+});
+
+test("each worker has a folder of its own, and none is forgotten when there are fewer of them", async (t) => {
+  const dir = temporaryFolder(t);
+  assert.equal(workerFolder(dir, { index: 0, count: 3 }), dir);
+  const folder = workerFolder(dir, { index: 2, count: 3 });
+  assert.equal(folder, join(dir, "worker-2"));
+  await checkLeftBehind(dir, { index: 0, count: 1 });
+  const { buffer } = await open(t, folder);
+  await appendAll(buffer, 1, 5);
+  await buffer.close();
+  await checkLeftBehind(dir, { index: 0, count: 3 });
+  await assert.rejects(
+    checkLeftBehind(dir, { index: 0, count: 2 }),
+    /worker-2 holds 5 records .* start it with workers: 3/,
+  );
+  const again = await open(t, folder);
+  const records = await readAll(again.buffer);
+  again.buffer.done(records.at(-1)?.sequence ?? 0);
+  await again.buffer.close();
+  await checkLeftBehind(dir, { index: 0, count: 2 });
 });

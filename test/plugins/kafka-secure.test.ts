@@ -1,14 +1,21 @@
 /** KafkaMQTT against a broker that wants TLS, a client certificate and a login, and that forbids some topics. */
 import assert from "node:assert/strict";
 import { randomUUID } from "node:crypto";
+import { mkdtemp, rm, writeFile } from "node:fs/promises";
 import { createServer } from "node:http";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { after, before, test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
 import kafkajs from "kafkajs";
 import { generate } from "selfsigned";
 import { eventually } from "../helpers/eventually.ts";
+import { startTestGateway } from "../helpers/gateway.ts";
 import { buildKafka, numbersOf, publish } from "../helpers/kafka-filter.ts";
+import { openSourceBroker, sourceConfig } from "../helpers/kafka-source.ts";
 import { startKafka } from "../helpers/kafka.ts";
+import { toYaml } from "../helpers/probed-gateway.ts";
+import { connectRaw } from "../helpers/raw-client.ts";
 
 const certificate = await generate([{ name: "commonName", value: "kafka" }], {
   keyType: "ec",
@@ -110,6 +117,55 @@ test("records arrive over TLS with a client certificate and each mechanism", opt
   ]);
 });
 
+test("a gateway takes CA, certificate, key and password from files", options, async (t) => {
+  const folder = await mkdtemp(join(tmpdir(), "sluice-secure-"));
+  t.after(() => rm(folder, { recursive: true, force: true }));
+  const files = { "ca.pem": certificate.cert, "client.pem": certificate.cert, "client.key": certificate.private };
+  for (const [name, text] of Object.entries({ ...files, password: "s3cret\n" }))
+    await writeFile(join(folder, name), text);
+  const topic = `files-${randomUUID()}`;
+  const filter = (tls: object) => ({
+    name: "kafka",
+    kind: "KafkaMQTT",
+    backend: kafka?.second,
+    topic: { default: topic },
+    ssl: tls,
+    sasl: { mechanism: "plain", username: "gateway", password: "${file:password}" },
+  });
+  const config = (tls: object): string =>
+    toYaml([
+      {
+        kind: "MQTTProxy",
+        name: "mqttproxy",
+        host: "127.0.0.1",
+        port: 0,
+        rules: [{ when: { packetType: "Publish" }, pipeline: "publish" }],
+      },
+      { kind: "Pipeline", name: "publish", filters: [filter(tls)] },
+    ]);
+  const files1 = { ca: "${file:ca.pem}", cert: "${file:client.pem}", key: "${file:client.key}" };
+  const gateway = await startTestGateway(config(files1), { folder });
+  t.after(() => gateway.stop());
+  const client = await connectRaw(gateway.port(), "dev");
+  await client.publish("a/b", "1");
+  assert.deepEqual(numbersOf((await kafka?.consume(topic)) ?? []), [1]);
+  const shown = JSON.stringify(gateway.gateway.host.config.documents());
+  assert.ok(!/PRIVATE KEY|s3cret/.test(shown), "a secret of a file is shown");
+  // A file that is missing changes nothing, and is named with its place.
+  const { problems } = await gateway.reload(config({ ...files1, key: "${file:missing.key}" }));
+  assert.match(
+    problems.map(({ where, message }) => `${where}: ${message}`).join(),
+    /^sluice\.yaml:\d+:\d+: \$\{file:missing\.key\} can't be read/,
+  );
+  await client.publish("a/b", "2");
+  // Without its certificate the broker does not let it in.
+  await gateway.reload(config({ ca: "${file:ca.pem}" }));
+  await eventually(() => gateway.gateway.host.health().find(({ name }) => name === "publish/kafka")?.ok, false);
+  await gateway.reload(config(files1));
+  await client.publish("a/b", "3");
+  assert.deepEqual(numbersOf((await kafka?.consume(topic)) ?? []), [1, 2, 3]);
+});
+
 test(
   "a wrong password, an unknown authority, no certificate or no token is told, without secrets",
   options,
@@ -136,6 +192,29 @@ test(
       const told = JSON.stringify([host.logs.filter(({ level }) => level !== "debug"), filter.health?.()]);
       assert.ok(!/wr0ng|s3cret|n0nsense/.test(told), told);
     }
+  },
+);
+
+test(
+  "KafkaSource reads over TLS with a client certificate and a login, and health tells of a wrong one",
+  options,
+  async (t) => {
+    assert.ok(kafka);
+    const topic = `secured-${randomUUID()}`;
+    await kafka.createTopic(topic, 1);
+    const broker = await openSourceBroker(kafka.brokers);
+    t.after(() => broker.close());
+    const source = { topics: [topic], group: "g", ssl, mqtt: { topic: "in/{{ key }}" } };
+    const wrong = { mechanism: "scram-sha-256", ...login, password: "wrong" };
+    const configOf = (sasl: object) => sourceConfig(kafka?.second ?? [], { ...source, sasl });
+    const gateway = await startTestGateway(configOf(wrong));
+    t.after(() => gateway.stop());
+    const detail = () => gateway.gateway.host.health().find(({ name }) => name === "source")?.detail ?? "";
+    await eventually(() => /^failing: .*[Aa]uthentication/.test(detail()), true, 20_000);
+    await gateway.reload(configOf({ ...wrong, password: "s3cret" }));
+    await broker.produce(topic, [{ key: "k", value: "1" }]);
+    await eventually(() => broker.committed("g", topic), { 0: 1 }, 20_000);
+    assert.ok(!gateway.logs.some((line) => JSON.stringify(line).includes("s3cret")));
   },
 );
 

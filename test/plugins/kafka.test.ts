@@ -249,6 +249,28 @@ test("where a topic's limit is below ours, batches are divided until they fit", 
   }
 });
 
+for (const acks of ["all", "leader"]) {
+  test(`what one partition refuses makes another store nothing twice, acks ${acks}`, options, async () => {
+    const topic = await createTopic(2, { "max.message.bytes": "20000" });
+    await using built = await build({ topic: { default: topic }, acks, partition: "{{ levels[0] }}" });
+    // All before the first send, so that they are one batch.
+    const results = Array.from({ length: 40 }, (_, number) => {
+      const payload = `${number}:${"x".repeat(number === 21 ? 25_000 : 50)}`;
+      return handle(built.filter, createPublishContext({ topic: `${number % 2}/t`, payload, clientId: "c" }));
+    });
+    for (const [number, result] of (await Promise.all(results)).entries()) {
+      assert.equal(result, number === 21 ? "recordTooLarge" : undefined, `record ${number}`);
+    }
+    const sends = await built.host.metricValue("sluice_kafka_errors_total", { reason: "tooLarge" });
+    assert.ok(sends !== undefined && sends > 0);
+    const numbers = (await kafka.consume(topic)).map(({ value }) => Number.parseInt(String(value), 10));
+    assert.deepEqual(
+      numbers.toSorted((a, b) => a - b),
+      [...Array.from({ length: 40 }).keys()].filter((number) => number !== 21),
+    );
+  });
+}
+
 test("a deleted topic holds up no other, and is written again when it is back", options, async () => {
   const [lost, kept] = [await createTopic(), await createTopic()];
   await using built = await build({ topic: { default: kept, create: "never" }, mqtt: { topicKey: "topic" } });

@@ -44,7 +44,6 @@ export const publishers: Load<PublishersOptions> = {
       password,
     } = options;
     const count = options.clients;
-    const half = Math.max(1, window >> 1);
     const payload = Buffer.alloc(payloadBytes, "x");
     const latencies = createLatencies();
     const totals = { sent: 0, acked: 0, skipped: 0, closed: 0 };
@@ -82,13 +81,6 @@ export const publishers: Load<PublishersOptions> = {
         totals.sent += messages;
         underway += messages;
       }
-      /** QoS 0: each with the question whether it has been taken. */
-      function sendHalves(halves: number, now: number): void {
-        for (let n = 0; n < halves; n++) {
-          send(half, now);
-          socket.write(pingreq);
-        }
-      }
       return {
         begin(): void {
           const now = nowMs();
@@ -96,7 +88,11 @@ export const publishers: Load<PublishersOptions> = {
             send(window, now);
             return;
           }
-          sendHalves(2, now);
+          const half = Math.max(1, window >> 1);
+          for (let n = 0; n < 2; n++) {
+            send(half, now);
+            socket.write(pingreq);
+          }
         },
         /** At a given rate. */
         offer(messages: number, now: number): void {
@@ -117,7 +113,7 @@ export const publishers: Load<PublishersOptions> = {
             const slot = ((frame[body]! << 8) | frame[body + 1]!) - 1;
             latencies.add(chunkAt() - sentAt[slot]!);
             credit++;
-          } else if (type === types.pingresp && rate === undefined) credit += half;
+          } else if (type === types.pingresp && rate === undefined) credit += Math.max(1, window >> 1);
         },
         chunk(): void {
           totals.acked += credit;
@@ -125,8 +121,16 @@ export const publishers: Load<PublishersOptions> = {
           const messages = credit;
           credit = 0;
           if (messages === 0 || stopping || rate !== undefined) return;
-          if (qos === 1) send(messages, nowMs());
-          else sendHalves(messages / half, nowMs());
+          if (qos === 1) {
+            send(messages, nowMs());
+            return;
+          }
+          // One answer for each half window, also where two came at once.
+          const half = Math.max(1, window >> 1);
+          for (let left = messages; left > 0; left -= half) {
+            send(half, nowMs());
+            socket.write(pingreq);
+          }
         },
         underway: () => underway,
       };
