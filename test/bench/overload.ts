@@ -46,12 +46,14 @@ export interface OverloadOptions {
   readonly flooding: Generator;
   readonly probing: Generator;
   readonly seconds: number;
+  /** Of what it can take; 2 without it. */
+  readonly times?: number;
   /** HTTP connections, each with one request at a time: more than `maxPublishes` of them wait for a subscriber that stands still. */
   readonly requests: number;
 }
 
 export async function overload(options: OverloadOptions): Promise<Overload> {
-  const { server, flooding, probing, seconds } = options;
+  const { server, flooding, probing, seconds, times = 2 } = options;
   const { address, http, pid } = server;
   if (!http || pid === undefined) throw new Error("it must run here and publish by HTTP");
   const memory = (): number => usageOf(pid).memoryBytes / mib;
@@ -65,7 +67,7 @@ export async function overload(options: OverloadOptions): Promise<Overload> {
 
   await server.collect?.();
   const before = memory();
-  const offered = 2 * capacity;
+  const offered = times * capacity;
   const calm = await probes.read();
   const flood = await flooding.start("publishers", {
     ...publishing,

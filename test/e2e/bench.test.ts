@@ -27,7 +27,7 @@ function named(...names: string[]): Row[] {
 }
 
 async function run(kinds: readonly ServerKind[], ...names: string[]): Promise<Result[]> {
-  return runRows({ rows: named(...names), kinds, seconds: 0.5, rounds: 1, progress: () => undefined });
+  return runRows({ rows: named(...names), kinds, seconds: 1, rounds: 1, progress: () => undefined });
 }
 
 /** Acknowledges every PUBLISH and delivers all but every tenth. */

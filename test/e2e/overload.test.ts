@@ -21,9 +21,11 @@ test("under twice the load: bounded memory, devices served in time, no hanging H
   const server = await sluice.start({ setup: "broker", folder, kafka: undefined, identity });
   t.after(() => server.stop());
   const seconds = isLong ? 60 : 5;
-  const found = await overload({ server, flooding, probing, seconds, requests: isLong ? 600 : 100 });
+  // What it can take is measured beside whatever else runs, so twice of it might not be too much.
+  const times = isLong ? 2 : 5;
+  const found = await overload({ server, flooding, probing, seconds, times, requests: isLong ? 600 : 100 });
   t.diagnostic(linesOf(found));
-  assert.ok(found.taken > 0 && found.taken < found.offered * 0.9, "it was not more than it can take");
+  assert.ok(found.taken > 0 && found.taken < found.offered, "it was not more than it can take");
   // 50 connections may have 8 MiB under way each; of small messages they have much less.
   assert.ok(found.memoryMiB.peak < found.memoryMiB.before + 400, `${found.memoryMiB.peak} MiB`);
   // Generous, for a machine that does other things too: without turns, they are beyond 5 s on an idle one.
