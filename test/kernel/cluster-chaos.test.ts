@@ -2,11 +2,6 @@
 import { test } from "node:test";
 import { runChaos } from "../helpers/memory-chaos.ts";
 
-for (const [seed, kills] of [
-  [1, false],
-  [2, true],
-] as const) {
-  test(`clients that hop between nodes lose nothing (seed ${seed}${kills ? ", nodes die" : ""})`, async (t) => {
-    t.diagnostic(JSON.stringify(await runChaos({ seed, steps: 250, kills })));
-  });
-}
+test("clients that hop between nodes, some of which die, lose nothing", async (t) => {
+  t.diagnostic(JSON.stringify(await runChaos({ seed: 2, steps: 250, kills: true })));
+});
