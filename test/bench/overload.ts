@@ -17,7 +17,8 @@ export interface Overload {
   readonly capacity: number;
   readonly offered: number;
   readonly taken: number;
-  readonly memoryMiB: { readonly before: number; readonly peak: number; readonly after: number };
+  /** `half`: the most in the first half of the time. */
+  readonly memoryMiB: Readonly<Record<"before" | "half" | "peak" | "after", number>>;
   readonly pings: Times;
   readonly acks: Times;
   readonly connects: Times;
@@ -82,10 +83,12 @@ export async function overload(options: OverloadOptions): Promise<Overload> {
   const asking = await probing.start("requests", { ...http, body, connections: options.requests });
   const startedAt = performance.now();
   const from = await flood.read();
+  let half = 0;
   let peak = 0;
   while (performance.now() - startedAt < seconds * 1000) {
     await sleep(100);
     peak = Math.max(peak, memory());
+    if (performance.now() - startedAt < seconds * 500) half = peak;
   }
   const to = await flood.read();
   const busy = await probes.read();
@@ -100,7 +103,7 @@ export async function overload(options: OverloadOptions): Promise<Overload> {
     capacity,
     offered,
     taken: ((to.acked - from.acked) * 1000) / (to.at - from.at),
-    memoryMiB: { before, peak, after: memory() },
+    memoryMiB: { before, half, peak, after: memory() },
     pings: timesOf(minus(busy.latencies, calm.latencies)),
     acks: timesOf(minus(busy.more!["acks"]!, calm.more!["acks"]!)),
     connects: timesOf(minus(busy.more!["connects"]!, calm.more!["connects"]!)),
@@ -147,7 +150,7 @@ export function linesOf(found: Overload): string {
   const count = (value: number): string => Math.round(value).toLocaleString("en");
   return [
     `can take ${count(found.capacity)}/s, is offered ${count(found.offered)}/s and ${Object.values(http.statuses).reduce((a, b) => a + b, 0)} HTTP requests, takes ${count(found.taken)}/s`,
-    `memory: ${count(memory.before)} MiB before, ${count(memory.peak)} at most, ${count(memory.after)} after`,
+    `memory: ${count(memory.before)} MiB before, ${count(memory.half)} at most in the first half, ${count(memory.peak)} in all, ${count(memory.after)} after`,
     `a device's PINGREQ: ${ms(found.pings)}; its PUBLISH: ${ms(found.acks)}; a new CONNECT: ${ms(found.connects)}; ${found.unanswered} unanswered`,
     `HTTP: ${JSON.stringify(http.statuses)}, ${ms(http.times)}; ${http.unanswered} unanswered`,
     `recovered ${count(found.recoveryMs)} ms after the end`,
