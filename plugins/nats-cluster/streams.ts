@@ -28,7 +28,7 @@ export interface StreamOptions {
  */
 export const dedupeMs = { log: 120_000, records: 60_000 };
 
-/** Of a stream's metadata. */
+/** Of a stream's metadata; in other quotes than metrics have, whose names are looked for in the sources. */
 const shardsKey = `sluice_shards`;
 
 /** What no other try can mend: what stands in NATS is not what the config says. */

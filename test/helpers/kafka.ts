@@ -6,7 +6,7 @@
 import { execFile, spawn, type ChildProcess } from "node:child_process";
 import { createHash, randomBytes, randomUUID } from "node:crypto";
 import { existsSync } from "node:fs";
-import { cp, mkdir, mkdtemp, readFile, rename, rm, stat, writeFile } from "node:fs/promises";
+import { cp, mkdir, mkdtemp, readFile, rename, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -14,6 +14,7 @@ import { promisify } from "node:util";
 import { Kafka as KafkaJs, logLevel, type Admin, type ITopicConfig } from "kafkajs";
 import { stopIdleTimer } from "../../plugins/kafka/client.ts";
 import { findFreePort } from "./free-port.ts";
+import { takeLock } from "./install-lock.ts";
 
 const execute = promisify(execFile);
 const cacheFolder = join(import.meta.dirname, "../../.cache/kafka");
@@ -153,30 +154,6 @@ async function installJars(): Promise<string> {
     }
   }
   return folder;
-}
-
-/** mkdir is atomic; a lock whose owner has died is removed. */
-async function takeLock(lock: string): Promise<boolean> {
-  try {
-    await mkdir(lock);
-    await writeFile(join(lock, "pid"), String(process.pid));
-    return true;
-  } catch {
-    const pid = Number(await readFile(join(lock, "pid"), "utf8").catch(() => ""));
-    const { mtimeMs } = await stat(lock).catch(() => ({ mtimeMs: Date.now() }));
-    const dead = pid > 0 ? !isAlive(pid) : Date.now() - mtimeMs > 10_000;
-    if (dead) await rm(lock, { recursive: true, force: true });
-    return false;
-  }
-}
-
-function isAlive(pid: number): boolean {
-  try {
-    process.kill(pid, 0);
-    return true;
-  } catch {
-    return false;
-  }
 }
 
 /** Formatting takes a JVM of its own, so every start copies the folder that was formatted once. */

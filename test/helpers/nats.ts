@@ -6,12 +6,13 @@
 import { execFile, spawn, type ChildProcess } from "node:child_process";
 import { once } from "node:events";
 import { existsSync } from "node:fs";
-import { mkdir, mkdtemp, readFile, rename, rm, stat, writeFile } from "node:fs/promises";
+import { mkdir, mkdtemp, rename, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { promisify } from "node:util";
 import { findFreePort } from "./free-port.ts";
+import { takeLock } from "./install-lock.ts";
 
 const execute = promisify(execFile);
 const module = "github.com/nats-io/nats-server/v2@v2.15.2";
@@ -112,30 +113,6 @@ async function installInto(part: string): Promise<string | undefined> {
 
 function reason(error: unknown): string {
   return (error instanceof Error ? error.message : String(error)).split("\n").at(0) ?? "";
-}
-
-/** mkdir is atomic; a lock whose owner has died is removed. */
-async function takeLock(lock: string): Promise<boolean> {
-  try {
-    await mkdir(lock);
-    await writeFile(join(lock, "pid"), String(process.pid));
-    return true;
-  } catch {
-    const pid = Number(await readFile(join(lock, "pid"), "utf8").catch(() => ""));
-    const { mtimeMs } = await stat(lock).catch(() => ({ mtimeMs: Date.now() }));
-    const dead = pid > 0 ? !isAlive(pid) : Date.now() - mtimeMs > 10_000;
-    if (dead) await rm(lock, { recursive: true, force: true });
-    return false;
-  }
-}
-
-function isAlive(pid: number): boolean {
-  try {
-    process.kill(pid, 0);
-    return true;
-  } catch {
-    return false;
-  }
 }
 
 interface Ports {
