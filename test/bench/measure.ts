@@ -107,12 +107,16 @@ export async function ingestBesideChurn(
   churn: { readonly clients: number; readonly filter: string; readonly rate: number },
 ): Promise<Figures> {
   const load = await bench.reader.start("churn", { address: bench.server.address, ...churn });
+  let stopped: Promise<Reading> | undefined;
   try {
-    return await ingest(bench, options);
-  } finally {
-    const { sent, closed = 0, skipped = 0 } = await load.stop();
+    const found = await ingest(bench, options);
+    stopped = load.stop();
+    const { sent, closed = 0, skipped = 0 } = await stopped;
     if (closed > 0) throw new Error(`the server has closed ${closed} connections that subscribed`);
     if (skipped > sent / 10) throw new Error(`${skipped} of ${sent + skipped} subscriptions were not answered in time`);
+    return found;
+  } finally {
+    await (stopped ?? load.stop());
   }
 }
 

@@ -31,10 +31,7 @@ test("random changes: what a filter matches is forgotten at once, and hardly any
   let needlessly = 0;
   let kept = 0;
   for (let round = 0; round < 400; round++) {
-    const results = filled(
-      cache,
-      Array.from({ length: 100 }, randomTopic),
-    );
+    const results = filled(cache, Array.from({ length: 100 }, randomTopic));
     const filter = shapes[random(shapes.length)]!.replaceAll("=", level);
     cache.deleteMatching(filter);
     for (const [topic, result] of results) {
