@@ -1,6 +1,8 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
+import { createMetricSink, createThreadMetrics } from "../../kernel/isolation-metrics.ts";
 import { createMetrics, mergeSnapshots } from "../../kernel/metrics.ts";
+import type { Host } from "../../kernel/plugin.ts";
 
 test("a histogram's text is Prometheus': cumulative buckets with both ends, sum and count of each series observed", async () => {
   const metrics = createMetrics();
@@ -75,4 +77,17 @@ test("series of several workers: counters and what waits add up, an age is the g
     ageOf.map(({ value }) => value),
     [9],
   );
+});
+
+test("a gauge of an isolated filter keeps its rule on the way out of its thread", async () => {
+  const metrics = createMetrics();
+  const thread = createThreadMetrics(() => undefined);
+  thread.metrics.gauge("old_seconds", "Old.", [], (gauge) => gauge.set({}, 3), { merge: "max" });
+  thread.metrics.gauge("held", "Held.").set({}, 2);
+  thread.collect();
+  const apply = createMetricSink({ metrics } as unknown as Host);
+  apply(structuredClone(thread.take()!));
+  const merged = await mergeSnapshots([await metrics.snapshot(), await metrics.snapshot()]);
+  const valueOf = (name: string) => merged.find((each) => each.name === name)?.["values"];
+  assert.deepEqual([valueOf("old_seconds"), valueOf("held")], [[{ value: 3, labels: {} }], [{ value: 4, labels: {} }]]);
 });
