@@ -18,6 +18,7 @@ import type { ServerKind } from "../bench/servers/server.ts";
 import { serverKind } from "../bench/servers/kinds.ts";
 import { sluice } from "../bench/servers/sluice.ts";
 import { startKafka } from "../helpers/kafka.ts";
+import { longTest } from "../helpers/long-test.ts";
 
 const kafka = await startKafka();
 await kafka?.stop();
@@ -95,9 +96,8 @@ test("a server that loses messages is found out, and goes on being measured", as
 });
 
 /** In the short form a test of twenty seconds is none. */
-const testLong = process.env["SLUICE_TEST_LONG"] ? test : () => undefined;
 
-void testLong("what Kafka has not got is lost, however well it was acknowledged", { skip: !kafka }, async () => {
+longTest("what Kafka has not got is lost, however well it was acknowledged", { skip: !kafka }, async () => {
   const elsewhere: ServerKind = {
     ...sluice,
     name: "elsewhere",
