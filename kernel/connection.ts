@@ -23,7 +23,8 @@ export type CloseReason =
   | "storeLost"
   | "pipeline"
   | "fault"
-  | "shutdown";
+  | "shutdown"
+  | "workerEnded";
 
 /** What an MQTT 5 client is told when the connection is closed. */
 export interface Farewell {
