@@ -29,8 +29,8 @@ import type { PublishOptions } from "./store.ts";
 import { createTopicIndex, parseShared } from "./topics.ts";
 
 export interface SharedMembers extends SharedMemberships {
-  /** Owned here, with connected members, that a message matches. */
-  matching(topic: string): number;
+  /** Owned here, with connected members, that a message matches: their topic filters. */
+  matching(topic: string): string[];
   handOut(message: ClusterMessage, position: LogPosition | undefined): void;
   answer(body: Buffer, from: string): Buffer | undefined;
   peerChanged(): void;
@@ -48,7 +48,7 @@ export interface SharedMembersDeps {
   readonly clock: HybridClock;
   now(): number;
   kept(message: ClusterMessage, position: LogPosition | undefined): KeptMessage;
-  receiptsOf(message: ClusterMessage): PublishOptions["receipts"];
+  receiptsOf(message: ClusterMessage, sharedBy: string): PublishOptions["receipts"];
   gap(): void;
   conflict(): void;
 }
@@ -109,7 +109,7 @@ export function createSharedMembers(deps: SharedMembersDeps): SharedMembers {
     if (position) local.pending.add(placeOf(position));
     const retain = message.retain && grant.retainAsPublished;
     const target = { key: member, value: grant, sharedBy: topicFilter };
-    const { qos } = deliveries.give(target, deps.kept(message, position), retain, deps.receiptsOf(message));
+    const { qos } = deliveries.give(target, deps.kept(message, position), retain, deps.receiptsOf(message, topicFilter));
     // Nobody acknowledges it.
     if (qos === 0 && position) settle(topicFilter, position, "done");
     return true;
@@ -335,7 +335,8 @@ export function createSharedMembers(deps: SharedMembersDeps): SharedMembers {
     returned(_, { sharedBy, message }) {
       if (sharedBy !== undefined && message.position) settle(sharedBy, message.position, "returned");
     },
-    matching: (topic) => index.match(topic).filter(({ key }) => key.hasConnected).length,
+    matching: (topic) =>
+      index.match(topic).flatMap(({ key: { hasConnected, topicFilter } }) => (hasConnected ? [topicFilter] : [])),
     handOut(message, position) {
       if (message.to !== undefined) return;
       for (const { key } of index.match(message.topic)) {
