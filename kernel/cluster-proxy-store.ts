@@ -763,9 +763,7 @@ export function createClusterProxyStore(
         case "count": {
           const { topics } = JSON.parse(body.toString()) as { topics: string[] };
           return Buffer.from(
-            JSON.stringify(
-              topics.map((topic) => matching(topic, undefined).length + shared.matching(topic).length),
-            ),
+            JSON.stringify(topics.map((topic) => matching(topic, undefined).length + shared.matching(topic).length)),
           );
         }
         case "receipt":

@@ -19,6 +19,8 @@ export function createOutsidePublish(store: ProxyStore, clock: Clock, taken: () 
     taken();
     const send = (o?: PublishOptions): Awaitable<PublishOutcome> =>
       clientId === undefined ? store.publish(message, o) : store.publishTo(clientId, message, o);
-    return waitMs === undefined ? await send({ countAll }) : await withReceipts(waitMs, clock, (receipts) => send({ receipts }));
+    return waitMs === undefined
+      ? await send({ countAll })
+      : await withReceipts(waitMs, clock, (receipts) => send({ receipts }));
   };
 }

@@ -109,7 +109,12 @@ export function createSharedMembers(deps: SharedMembersDeps): SharedMembers {
     if (position) local.pending.add(placeOf(position));
     const retain = message.retain && grant.retainAsPublished;
     const target = { key: member, value: grant, sharedBy: topicFilter };
-    const { qos } = deliveries.give(target, deps.kept(message, position), retain, deps.receiptsOf(message, topicFilter));
+    const { qos } = deliveries.give(
+      target,
+      deps.kept(message, position),
+      retain,
+      deps.receiptsOf(message, topicFilter),
+    );
     // Nobody acknowledges it.
     if (qos === 0 && position) settle(topicFilter, position, "done");
     return true;

@@ -243,6 +243,41 @@ test("retained messages are everybody's, $SYS each node's own", async () => {
   assert.deepEqual(sub.payloads(), ["kept"]);
 });
 
+test("retained messages are bounded: beyond it a topic keeps what it has, may be replaced, cleared, and makes room", async () => {
+  const cluster = open();
+  const retained = { maxMessages: 2, maxBytes: 10_000 };
+  const a = await cluster.node("a", { retained });
+  const b = await cluster.node("b", { retained });
+  const set = (node: TestNode, topic: string, payload: string, qos: QoS = 1) =>
+    node.proxy.publish(message(topic, qos, payload, { retain: true }));
+  const kept = async (): Promise<string[]> => {
+    const reader = await connect(b.proxy, "reader", { clean: true });
+    const { isNew } = await reader.handle.subscribe("r/#", plain);
+    await reader.handle.deliverRetained("r/#", isNew);
+    return reader.got
+      .map(({ topic, delivery }) => `${topic} ${delivery.message.payload.toString().slice(0, 5)}`)
+      .toSorted();
+  };
+  await set(a, "r/1", "one");
+  await set(b, "r/2", "two", 0);
+  for (const [node, qos] of [
+    [a, 0],
+    [b, 1],
+    [a, 2],
+  ] as const) {
+    await set(node, `r/over/${qos}`, "over", qos);
+  }
+  assert.deepEqual(await kept(), ["r/1 one", "r/2 two"]);
+  assert.deepEqual([a.dropped, b.dropped], [{ retained_full: 2 }, { retained_full: 1 }]);
+  await set(b, "r/1", "again");
+  await set(a, "r/2", "", 1);
+  await set(a, "r/3", "three");
+  assert.deepEqual(await kept(), ["r/1 again", "r/3 three"]);
+  await set(a, "r/3", "x".repeat(10_000));
+  assert.deepEqual(await kept(), ["r/1 again", "r/3 three"], "too many bytes");
+  assert.equal(a.dropped["retained_full"], 3);
+});
+
 test("a retained message that was not acknowledged comes again on the next node", async () => {
   const { a, b } = await two();
   await a.proxy.publish(message("t", 1, "kept", { retain: true }));
@@ -302,7 +337,7 @@ test("matched: nobody is counted wrongly; who is not counted is named", async ()
   const absent = await connect(b.proxy, "absent", { filters: [["t", 1]] });
   await absent.handle.close();
   const exceptAbsent = { durable: true, uncounted: ["absent"] };
-  const publishes = ["t", "u", "v", "t"].map((topic) => a.proxy.publish(message(topic), { countAll: true }));
+  const publishes = ["t", "u", "v", "t"].map(async (topic) => a.proxy.publish(message(topic), { countAll: true }));
   assert.deepEqual(await Promise.all(publishes), [
     { matched: 3, connected: 3, ...exceptAbsent },
     { matched: 1, connected: 1, ...exceptAbsent },
