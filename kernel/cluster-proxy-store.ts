@@ -1,7 +1,8 @@
 /** The sessions of one proxy on one node of a cluster. */
 import type { ClusterEngine, ClusterMessage, ClusterPeer, ClusterProxy, LogPosition } from "./cluster-engine.ts";
 import { type ClusterSession, createClusterSession, type Claim, directGrant } from "./cluster-session.ts";
-import { createClusterPublisher } from "./cluster-publisher.ts";
+import { createCensus } from "./cluster-census.ts";
+import { type Answers, createClusterPublisher, type Matching } from "./cluster-publisher.ts";
 import { createDeliveries } from "./deliveries.ts";
 import { createDepartures, isNode } from "./departures.ts";
 import { messageOf, SluiceError } from "./errors.ts";
@@ -53,7 +54,7 @@ export interface ClusterProxyStore extends ProxyStore {
   close(): Promise<void>;
 }
 
-export const controlKinds = ["kick", "here", "match", "receipt", "direct", "sessions", "shared"] as const;
+export const controlKinds = ["kick", "here", "match", "count", "receipt", "direct", "sessions", "shared"] as const;
 export type ControlKind = (typeof controlKinds)[number];
 
 export interface ClusterMeters {
@@ -164,7 +165,7 @@ export function createClusterProxyStore(
     cluster,
     logger,
     async connected(clientIds) {
-      const answers = await askAll("here", { clientIds });
+      const { answers } = await askAll("here", { clientIds });
       const elsewhere = answers.flatMap((answer) => JSON.parse(answer.toString()) as string[]);
       return new Set([...clientIds.filter(isHere), ...elsewhere]);
     },
@@ -213,6 +214,7 @@ export function createClusterProxyStore(
     handOut,
     matching,
     askAll,
+    census: createCensus(proxy, engine),
     sharedBy: (topic) => shared.matching(topic),
     sessionOf,
     session: (clientId) => sessions.get(clientId),
@@ -285,12 +287,13 @@ export function createClusterProxyStore(
     return sessions.get(clientId)?.handle !== undefined;
   }
 
-  /** What those answer that do, of the nodes that are up. */
-  async function askAll(kind: ControlKind, question: object): Promise<Buffer[]> {
+  /** What those answer that do, of the nodes that are up; `isWhole` = all of them. */
+  async function askAll(kind: ControlKind, question: object): Promise<Answers> {
     const body = Buffer.from(JSON.stringify({ proxy, ...question }));
     const peers = engine.peers().filter(({ isUp }) => isUp);
     const answers = await Promise.allSettled(peers.map(({ id }) => engine.control.request(id, kind, body, askMs)));
-    return answers.flatMap((answer) => (answer.status === "fulfilled" ? [answer.value] : []));
+    const given = answers.flatMap((answer) => (answer.status === "fulfilled" ? [answer.value] : []));
+    return { answers: given, isWhole: given.length === peers.length && engine.health().live };
   }
 
   /** Undefined where it has ended. */
@@ -720,7 +723,7 @@ export function createClusterProxyStore(
 
   async function query(): Promise<readonly SessionInfo[]> {
     const found = new Map<string, SessionInfo>();
-    for (const answer of await askAll("sessions", {})) {
+    for (const answer of (await askAll("sessions", {})).answers) {
       for (const each of JSON.parse(answer.toString()) as SessionInfo[]) found.set(each.clientId, each);
     }
     for (const session of sessions.values()) found.set(session.session.clientId, info(session));
@@ -765,7 +768,7 @@ export function createClusterProxyStore(
     const connection = clock.next(local?.connection);
     const wasKept = await alone(clientId, () => owners.remove(clientId));
     const kick: Omit<Kick, "proxy"> = { clientId, revision: 0, connection, why: "removed", resumes: false };
-    const answers = await askAll("kick", kick);
+    const { answers } = await askAll("kick", kick);
     return local !== undefined || wasKept || answers.some((answer) => answer.length > 0);
   }
 
@@ -805,7 +808,14 @@ export function createClusterProxyStore(
         }
         case "match": {
           const { topic, publisher: by } = JSON.parse(body.toString()) as { topic: string; publisher?: string };
-          return Buffer.from(JSON.stringify(matching(topic, by).map(({ session }) => session.session.clientId)));
+          const clientIds = matching(topic, by).map(({ session }) => session.session.clientId);
+          return Buffer.from(JSON.stringify({ clientIds, shared: shared.matching(topic) } satisfies Matching));
+        }
+        case "count": {
+          const { topics } = JSON.parse(body.toString()) as { topics: string[] };
+          return Buffer.from(
+            JSON.stringify(topics.map((topic) => matching(topic, undefined).length + shared.matching(topic).length)),
+          );
         }
         case "receipt":
           return relay.told(body);

@@ -13,6 +13,7 @@ import {
   lostReasons,
   readMessage,
   readSubscription,
+  numberOfUncounted,
   readWill,
   receiptNames,
   tell,
@@ -283,13 +284,13 @@ export function serveStore(stream: Duplex, sharedOf: (name: string) => Shared): 
       request,
       () => {
         const { store } = proxyAt(number).served;
-        const options = { from, inbound, receipts };
+        const options = { from, inbound, receipts, countAll: (flags & 8) !== 0 };
         return inOrder(from, () =>
           to === undefined ? store.publish(message, options) : store.publishTo(to, message, options),
         );
       },
-      ({ matched, connected, durable }) => {
-        out.byte((durable ? 1 : 0) | (inbound ? 2 : 0));
+      ({ matched, connected, durable, uncounted }) => {
+        out.byte((durable ? 1 : 0) | (inbound ? 2 : 0) | (numberOfUncounted(uncounted) << 2));
         out.number(matched);
         out.number(connected);
         if (holder) queueMicrotask(() => cameIn(holder, packetId));
