@@ -87,7 +87,11 @@ export interface IngestOptions {
 /** Clients publish as fast as they are answered; where there is a Kafka, what it has got is counted afterwards. */
 export async function ingest(bench: Bench, options: IngestOptions): Promise<Figures> {
   const { server, generator, seconds, warmUpSeconds, kafka } = bench;
-  const { isMapped = false, topics = [isMapped ? mappedTopic : "bench/device/12345/log"], ...rest } = options;
+  const {
+    isMapped = false,
+    topics = [isMapped ? mappedTopic : (kafka?.topic ?? "bench/device/12345/log")],
+    ...rest
+  } = options;
   const had = (await kafka?.arrived()) ?? 0;
   const load = await generator.start("publishers", { payloadBytes, ...rest, address: server.address, topics });
   await sleep(warmUpSeconds * 1000);
@@ -192,7 +196,7 @@ export async function latency(bench: Bench, options: { readonly rate: number }):
     clients: 50,
     qos: 1,
     window: 1000,
-    topics: ["bench/device/12345/log"],
+    topics: [topic],
     isStamped: true,
   } as const;
   const load = await generator.start("publishers", { ...publishing, ...options, address, payloadBytes });
