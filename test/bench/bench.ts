@@ -46,7 +46,7 @@ const report = judge([...rows, ...yardsticks], results, sluice.name);
 process.stdout.write(`${tableOf(report)}\n`);
 if (values.json) await writeFile(values.json, `${JSON.stringify(dataOf(report, { seconds, rounds }), undefined, 2)}\n`);
 if (values.html) {
-  const note = `${cpus().length} cores (${cpus()[0]?.model.trim()}), Node ${process.version}, the best of ${rounds} rounds of ${seconds} s, ${new Date().toISOString()}.`;
+  const note = `${cpus().length} cores (${cpus()[0]?.model.trim()}), Node ${process.version}, the best of ${rounds} ${rounds === 1 ? "round" : "rounds"} of ${seconds} s, ${new Date().toISOString()}.`;
   await writeFile(values.html, pictureOf(report, { note, isSvg: values.html.endsWith(".svg") }));
 }
 const own = results.filter(({ server }) => server === sluice.name);
