@@ -234,6 +234,7 @@ export interface Clock {
 export interface PublishRequest {
     readonly clientId?: string | undefined;
     readonly waitMs?: number | undefined;
+    readonly countAll?: boolean | undefined;
 }
 export interface PublishReceipt {
     readonly clientId: string;
@@ -242,6 +243,7 @@ export interface PublishReceipt {
 export interface PublishOutcome {
     readonly matched: number;
     readonly connected: number;
+    readonly uncounted?: readonly ("absent" | "otherNodes")[] | undefined;
     readonly durable: boolean;
     readonly receipts?: readonly PublishReceipt[];
     readonly receiptCounts?: Readonly<Record<PublishReceipt["outcome"], number>>;

@@ -459,6 +459,11 @@ export interface PublishRequest {
   readonly clientId?: string | undefined;
   /** Milliseconds to wait until it is known what became of the message at each session; `receipts` tell. */
   readonly waitMs?: number | undefined;
+  /**
+   * In a cluster, ask the other nodes too how many of their clients it matches; the answer waits for them, a quarter of a
+   * second at most. Without it (and without `waitMs`, which asks too) `uncounted` says that they are left out. @since 1.1.0
+   */
+  readonly countAll?: boolean | undefined;
 }
 
 /** What became of a message at one session. */
@@ -473,9 +478,15 @@ export interface PublishReceipt {
 }
 
 export interface PublishOutcome {
-  /** Sessions that get it, connected or not; of a shared subscription one. */
+  /** Sessions that get it, connected or not; of a shared subscription one. At least so many, if some are `uncounted`. */
   readonly matched: number;
   readonly connected: number;
+  /**
+   * Who is not in the numbers, in a cluster. `absent`: sessions whose clients are away, which nobody looks through; above
+   * QoS 0 they find the message when they return. `otherNodes`: clients connected to other nodes, which were not asked or
+   * did not all answer. Undefined: nobody, the numbers are exact. @since 1.1.0
+   */
+  readonly uncounted?: readonly ("absent" | "otherNodes")[] | undefined;
   /** True once the message is as safe as the store makes it. */
   readonly durable: boolean;
   /** Where it was waited for: of each session, 10,000 at most. */
