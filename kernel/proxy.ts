@@ -176,10 +176,19 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
       if (!resumed) inboundWork.forget(clientId);
     },
     ended: (clientId) => wills.ended(clientId),
+    speakFor({ client, will, connection }, said) {
+      if (connection !== undefined) {
+        const told = { ...client, certificate: undefined, data: new Map<string, unknown>() };
+        teller.disconnected({ client: told, connection, lane: createLane() }, "workerEnded");
+      }
+      if (will && !stopping) speakWill({ client, will }, said);
+      else said();
+    },
   });
 
   const owner: ConnectionOwner = {
     turns: createTurns(),
+    crowd: { inWork: 0 },
     get limits() {
       return spec;
     },
@@ -350,10 +359,31 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
     connection.resume(pause.auth);
   }
 
-  /** The will of a client whose node has died: through the same pipeline as if it had been connected here. */
-  function publishOrphaned({ will: { delaySec, ...message }, client: known }: WillOfClient): Promise<void> {
+  /** The will of a client whose node has died. */
+  function publishOrphaned(left: WillOfClient): Promise<void> {
+    const { promise, resolve } = Promise.withResolvers<void>();
+    const speak = (): void => speakWill(left, resolve);
+    if (left.will.delaySec === 0) {
+      speak();
+      return promise;
+    }
+    // It may still come back.
+    wills.wait(left.client.id, left.will.delaySec, speak);
+    return Promise.resolve();
+  }
+
+  /** The will of a client whose connection was elsewhere: through the same pipeline as if it had been here. */
+  function speakWill({ will, client: known }: WillOfClient, said: () => void): void {
     const client: Client = { ...known, certificate: undefined, data: new Map() };
-    const packet: PublishPacket = { ...message, dup: false, packetId: undefined };
+    const packet: PublishPacket = {
+      topic: will.topic,
+      payload: will.payload,
+      qos: will.qos,
+      retain: will.retain,
+      properties: will.properties,
+      dup: false,
+      packetId: undefined,
+    };
     const toAll = async (): Promise<void> => {
       const { topic, payload, qos, retain, properties } = packet;
       const invalid = topicNameProblem(topic);
@@ -362,26 +392,16 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
     };
     const final = spec.brokerMode ? toAll : undefined;
     const job: Job = { type: "Publish", origin: "will", packet, client, lane: createLane(), final };
-    const { promise, resolve } = Promise.withResolvers<void>();
-    const speak = (): void => {
-      meters.messageIn();
-      outlive((said) => {
-        const settle = (outcome: Outcome): void => {
-          if (outcome.kind !== "passed") meters.dropped(nameOf(outcome));
-          said();
-          resolve();
-        };
-        const outcome = run(job, settle);
-        if (outcome) settle(outcome);
-      });
-    };
-    if (delaySec === 0) {
-      speak();
-      return promise;
-    }
-    // It may still come back.
-    wills.wait(client.id, delaySec, speak);
-    return Promise.resolve();
+    meters.messageIn();
+    outlive((over) => {
+      const settle = (outcome: Outcome): void => {
+        if (outcome.kind !== "passed") meters.dropped(nameOf(outcome));
+        over();
+        said();
+      };
+      const outcome = run(job, settle);
+      if (outcome) settle(outcome);
+    });
   }
 
   /** No rule for a packet type = allowed. A rule's pipeline was there when the config was checked. */
@@ -435,6 +455,7 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
           if (!isDeepStrictEqual(previous.clientPublishLimit, next.clientPublishLimit)) {
             for (const peer of peers.values()) peer.limitPublishes();
           }
+          if (!isStarted) siblings?.ready();
           isStarted = true;
           // Of several workers, the process that has the numbers of all tells them.
           if (!siblings) sysTopics.every(next.sysInterval);
