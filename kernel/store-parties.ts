@@ -38,6 +38,8 @@ export interface Holder {
   why: LostReason | undefined;
   /** Undefined until it is acquired. */
   handle: SessionHandle | undefined;
+  /** Packet ids of QoS 2 messages from the client that are being made safe. */
+  readonly writing: Map<number, Promise<unknown>>;
   /** Above QoS 0, handed over and not settled. */
   readonly inflight: Map<number, Delivery>;
   /** Handed over and not taken by the connection. */
@@ -56,6 +58,8 @@ export interface Shared {
   /** Who is connected. */
   readonly holders: Map<string, Holder>;
   readonly whereabouts: Whereabouts<Link>;
+  /** The last message of each client that has to wait, whichever worker brought it. */
+  readonly publishing: Map<string, Promise<unknown>>;
   readonly lastWords: LastWordsDesk<Link>;
   lastOrdinal: number;
   /** The most that were connected at a time. */
