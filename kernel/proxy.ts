@@ -188,6 +188,7 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
 
   const owner: ConnectionOwner = {
     turns: createTurns(),
+    crowd: { inWork: 0 },
     get limits() {
       return spec;
     },

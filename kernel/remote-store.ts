@@ -16,6 +16,7 @@ import {
   readSubscription,
   receiptNames,
   tell,
+  uncountedOf,
   writeMessage,
   writeWill,
 } from "./store-wire.ts";
@@ -268,10 +269,10 @@ export function createRemoteStore(o: { node: Store["node"]; caps: Store["caps"];
 
   function publish(proxy: number, to: string | undefined, message: Message, options: PublishOptions) {
     if (isClosed) return Promise.reject(closedError());
-    const { from, inbound, receipts } = options;
+    const { from, inbound, receipts, countAll } = options;
     const id = begin(ask.publish);
     out.number(proxy);
-    out.byte((to === undefined ? 0 : 1) | (inbound ? 2 : 0) | (receipts ? 4 : 0));
+    out.byte((to === undefined ? 0 : 1) | (inbound ? 2 : 0) | (receipts ? 4 : 0) | (countAll ? 8 : 0));
     if (to !== undefined) out.text(to);
     const handle = inbound ? (inbound.handle as RemoteHandle["handle"]) : undefined;
     if (inbound && handle) {
@@ -287,7 +288,8 @@ export function createRemoteStore(o: { node: Store["node"]; caps: Store["caps"];
         const flags = answer.byte();
         const [matched, connected] = [answer.number(), answer.number()];
         if (inbound && handle && (flags & 2) !== 0) handle.cameIn(inbound.packetId);
-        resolve({ matched, connected, durable: (flags & 1) !== 0 });
+        const uncounted = uncountedOf(flags >> 2);
+        resolve({ matched, connected, durable: (flags & 1) !== 0, ...(uncounted && { uncounted }) });
       },
       reject,
     });

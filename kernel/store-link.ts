@@ -13,6 +13,7 @@ import {
   lostReasons,
   readMessage,
   readSubscription,
+  numberOfUncounted,
   readWill,
   receiptNames,
   tell,
@@ -287,13 +288,13 @@ export function serveStore(stream: Duplex, sharedOf: (name: string) => Shared): 
       () => {
         const proxy = proxyAt(number);
         const { store } = proxy.served;
-        const options = { from, inbound, receipts };
+        const options = { from, inbound, receipts, countAll: (flags & 8) !== 0 };
         const go = (): Awaitable<PublishOutcome> =>
           to === undefined ? store.publish(message, options) : store.publishTo(to, message, options);
         return making(inbound && holder, packetId, inOrder(proxy, from, go));
       },
-      ({ matched, connected, durable }) => {
-        out.byte((durable ? 1 : 0) | (inbound ? 2 : 0));
+      ({ matched, connected, durable, uncounted }) => {
+        out.byte((durable ? 1 : 0) | (inbound ? 2 : 0) | (numberOfUncounted(uncounted) << 2));
         out.number(matched);
         out.number(connected);
       },

@@ -1,6 +1,7 @@
 /** Who has to do with the store that workers use: proxies, links to workers, and connections there. Types only. */
 import type { Channel } from "./channel.ts";
 import type { LastWordsDesk } from "./last-words.ts";
+import type { PublishOutcome } from "./plugin.ts";
 import type { Delivery, LostReason, ProxyStore, SessionExpiry, SessionHandle, WillOfClient } from "./store.ts";
 import type { Whereabouts } from "./whereabouts.ts";
 
@@ -59,7 +60,7 @@ export interface Shared {
   readonly holders: Map<string, Holder>;
   readonly whereabouts: Whereabouts<Link>;
   /** The last message of each client that has to wait, whichever worker brought it. */
-  readonly publishing: Map<string, Promise<unknown>>;
+  readonly publishing: Map<string, Promise<PublishOutcome>>;
   readonly lastWords: LastWordsDesk<Link>;
   lastOrdinal: number;
   /** The most that were connected at a time. */

@@ -1,5 +1,5 @@
 /** What a worker and the process that holds the store say to each other, and how messages are written down for that. */
-import type { Message, MessageProperties, QoS, SubscriptionOptions, Will } from "./plugin.ts";
+import type { Message, MessageProperties, PublishOutcome, QoS, SubscriptionOptions, Will } from "./plugin.ts";
 import type { LastWords } from "./siblings.ts";
 import type { StoredMessage } from "./store.ts";
 import type { WireReader, WireWriter } from "./wire.ts";
@@ -65,6 +65,22 @@ export const tell = {
 export const window = { count: 128, bytes: 1024 * 1024 } as const;
 
 export const lostReasons = ["takenOver", "removed", "storeLost"] as const;
+
+/** What `uncounted` of a publish's outcome may be, by its number. */
+const uncountedSets: readonly PublishOutcome["uncounted"][] = [
+  undefined,
+  ["absent"],
+  ["otherNodes"],
+  ["absent", "otherNodes"],
+];
+
+export function numberOfUncounted(uncounted: PublishOutcome["uncounted"]): number {
+  return (uncounted?.includes("absent") ? 1 : 0) | (uncounted?.includes("otherNodes") ? 2 : 0);
+}
+
+export function uncountedOf(number: number): PublishOutcome["uncounted"] {
+  return uncountedSets[number & 3];
+}
 
 export const receiptNames = ["waiting", "delivered", "queued", "refused", "passedOn"] as const;
 

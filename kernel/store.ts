@@ -106,6 +106,8 @@ export interface PublishOptions {
   readonly inbound?: { readonly handle: SessionHandle; readonly packetId: number } | undefined;
   /** Called with `waiting` before the publish answers, and once more for each session, when it is known what became of it. */
   readonly receipts?: ((clientId: string, outcome: Receipt) => void) | undefined;
+  /** As `PublishRequest.countAll` has it. Who waits for receipts gets all counted anyway. */
+  readonly countAll?: boolean | undefined;
 }
 
 /** The sessions and messages of one proxy. */

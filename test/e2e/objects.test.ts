@@ -8,7 +8,7 @@ import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { test, type TestContext } from "node:test";
 import mqtt from "mqtt";
-import { longTest } from "../helpers/long-test.ts";
+import { isLong } from "../helpers/long-test.ts";
 import { bin } from "../helpers/gateway-under-test.ts";
 
 const proxy = (extra = ""): string => `# the door
@@ -71,87 +71,85 @@ async function sluice(
 }
 
 for (const where of ["a file", "a folder"]) {
-  (where === "a file" ? test : longTest)(
-    `objects of a running gateway, its config in ${where}, change while a client stays connected, and survive a restart`,
-    async (t) => {
-      const folder = await mkdtemp(join(tmpdir(), "sluice-apply-"));
-      t.after(() => rm(folder, { recursive: true }));
-      const config = where === "a file" ? join(folder, "sluice.yaml") : folder;
-      const main = join(folder, "sluice.yaml");
-      await writeFile(main, [proxy(), pipeline("nobody"), api].join("---\n"));
-      const gateway = await run(t, config);
-      const call = (...args: string[]): Promise<{ code: number; stdout: string; stderr: string }> =>
-        sluice(gateway.api, args);
+  if (where === "a folder" && !isLong) continue;
+  test(`objects of a running gateway, its config in ${where}, change while a client stays connected, and survive a restart`, async (t) => {
+    const folder = await mkdtemp(join(tmpdir(), "sluice-apply-"));
+    t.after(() => rm(folder, { recursive: true }));
+    const config = where === "a file" ? join(folder, "sluice.yaml") : folder;
+    const main = join(folder, "sluice.yaml");
+    await writeFile(main, [proxy(), pipeline("nobody"), api].join("---\n"));
+    const gateway = await run(t, config);
+    const call = (...args: string[]): Promise<{ code: number; stdout: string; stderr: string }> =>
+      sluice(gateway.api, args);
 
-      const client = await mqtt.connectAsync(gateway.mqtt, { clientId: "stays", reconnectPeriod: 0 });
-      t.after(() => client.end(true));
-      let drops = 0;
-      const received: string[] = [];
-      client.on("close", () => drops++);
-      client.on("message", (_, payload) => received.push(payload.toString()));
-      await client.subscribeAsync("t", { qos: 1 });
-      const banner = await mqtt.connectAsync(gateway.mqtt, { clientId: "banned", reconnectPeriod: 0 });
-      t.after(() => banner.end(true));
+    const client = await mqtt.connectAsync(gateway.mqtt, { clientId: "stays", reconnectPeriod: 0 });
+    t.after(() => client.end(true));
+    let drops = 0;
+    const received: string[] = [];
+    client.on("close", () => drops++);
+    client.on("message", (_, payload) => received.push(payload.toString()));
+    await client.subscribeAsync("t", { qos: 1 });
+    const banner = await mqtt.connectAsync(gateway.mqtt, { clientId: "banned", reconnectPeriod: 0 });
+    t.after(() => banner.end(true));
 
-      // Change one object: the plan, the version, and the effect.
-      const change = await sluice(gateway.api, ["apply", "-f", "-", "--wait"], pipeline("banned"));
-      assert.equal(change.code, 0, change.stderr);
-      assert.match(
-        change.stdout,
-        /^~ change ConnectControl publish\/control \(bannedClients\)\n(?:.*\n)*version 2 runs\n/,
-      );
-      const closed = new Promise<void>((resolve) => void banner.once("close", () => resolve()));
-      banner.publish("t", "no", { qos: 0 });
-      await closed;
-      await client.publishAsync("t", "one", { qos: 1 });
+    // Change one object: the plan, the version, and the effect.
+    const change = await sluice(gateway.api, ["apply", "-f", "-", "--wait"], pipeline("banned"));
+    assert.equal(change.code, 0, change.stderr);
+    assert.match(
+      change.stdout,
+      /^~ change ConnectControl publish\/control \(bannedClients\)\n(?:.*\n)*version 2 runs\n/,
+    );
+    const closed = new Promise<void>((resolve) => void banner.once("close", () => resolve()));
+    banner.publish("t", "no", { qos: 0 });
+    await closed;
+    await client.publishAsync("t", "one", { qos: 1 });
 
-      // Create, and again: 409. A broken one changes nothing.
-      const extra = join(folder, "extra.txt");
-      await writeFile(extra, "kind: Pipeline\nname: extra\nfilters:\n  - {name: c, kind: ConnectControl}\n");
-      assert.equal((await call("create", "-f", extra)).code, 0);
-      const twice = await call("create", "-f", extra);
-      assert.deepEqual([twice.code, /409: conflict name: extra/.test(twice.stderr)], [1, true]);
-      const broken = await sluice(
-        gateway.api,
-        ["apply", "-f", "-"],
-        pipeline("nobody").replace("bannedClients", "bannedClient"),
-      );
-      assert.equal(broken.code, 1);
-      assert.match(broken.stderr, /answered 400: .*nothing was changed\n {2}.*bannedClient/);
-      const needed = await call("delete", "pipeline", "publish");
-      assert.deepEqual([needed.code, /answered 400/.test(needed.stderr)], [1, true]);
-      assert.match((await call("get", "pl")).stdout, /^KIND .*\nPipeline +extra +ok.*\nPipeline +publish +ok/);
-      assert.equal((await call("diff", "-f", extra)).code, 0);
+    // Create, and again: 409. A broken one changes nothing.
+    const extra = join(folder, "extra.txt");
+    await writeFile(extra, "kind: Pipeline\nname: extra\nfilters:\n  - {name: c, kind: ConnectControl}\n");
+    assert.equal((await call("create", "-f", extra)).code, 0);
+    const twice = await call("create", "-f", extra);
+    assert.deepEqual([twice.code, /409: conflict name: extra/.test(twice.stderr)], [1, true]);
+    const broken = await sluice(
+      gateway.api,
+      ["apply", "-f", "-"],
+      pipeline("nobody").replace("bannedClients", "bannedClient"),
+    );
+    assert.equal(broken.code, 1);
+    assert.match(broken.stderr, /answered 400: .*nothing was changed\n {2}.*bannedClient/);
+    const needed = await call("delete", "pipeline", "publish");
+    assert.deepEqual([needed.code, /answered 400/.test(needed.stderr)], [1, true]);
+    assert.match((await call("get", "pl")).stdout, /^KIND .*\nPipeline +extra +ok.*\nPipeline +publish +ok/);
+    assert.equal((await call("diff", "-f", extra)).code, 0);
 
-      // Remove, roll back to before the removal.
-      assert.equal((await call("delete", "pl", "extra")).code, 0);
-      assert.equal((await call("get", "pl", "extra")).code, 1);
-      const back = await call("rollback");
-      assert.match(back.stdout, /^\+ build .*extra(?:.*\n)*version 5 runs\n/, back.stderr);
-      const history = await call("history");
-      assert.deepEqual(
-        [...history.stdout.matchAll(/^(\d+) /gm)].map(([, version]) => version),
-        ["5", "4", "3", "2", "1"],
-      );
+    // Remove, roll back to before the removal.
+    assert.equal((await call("delete", "pl", "extra")).code, 0);
+    assert.equal((await call("get", "pl", "extra")).code, 1);
+    const back = await call("rollback");
+    assert.match(back.stdout, /^\+ build .*extra(?:.*\n)*version 5 runs\n/, back.stderr);
+    const history = await call("history");
+    assert.deepEqual(
+      [...history.stdout.matchAll(/^(\d+) /gm)].map(([, version]) => version),
+      ["5", "4", "3", "2", "1"],
+    );
 
-      await client.publishAsync("t", "two", { qos: 1 });
-      assert.deepEqual([drops, received.filter((each) => each !== "no")], [0, ["one", "two"]]);
+    await client.publishAsync("t", "two", { qos: 1 });
+    assert.deepEqual([drops, received.filter((each) => each !== "no")], [0, ["one", "two"]]);
 
-      // The files are the one truth: what was not changed stands there as it was written.
-      const text = await readFile(main, "utf8");
-      assert.ok(text.includes("# the door\n"));
-      assert.ok(text.includes("host: ${DOOR_HOST:-127.0.0.1} # kept as it is written"));
-      const names = (await readdir(folder)).filter((name) => name.endsWith(".yaml")).toSorted();
-      assert.deepEqual(names, where === "a file" ? ["sluice.yaml"] : ["extra.yaml", "sluice.yaml"]);
+    // The files are the one truth: what was not changed stands there as it was written.
+    const text = await readFile(main, "utf8");
+    assert.ok(text.includes("# the door\n"));
+    assert.ok(text.includes("host: ${DOOR_HOST:-127.0.0.1} # kept as it is written"));
+    const names = (await readdir(folder)).filter((name) => name.endsWith(".yaml")).toSorted();
+    assert.deepEqual(names, where === "a file" ? ["sluice.yaml"] : ["extra.yaml", "sluice.yaml"]);
 
-      const before = (await call("get", "-o", "yaml")).stdout;
-      const ended = once(gateway.process, "exit");
-      gateway.process.kill("SIGTERM");
-      await ended;
-      const again = await run(t, config);
-      assert.equal((await sluice(again.api, ["get", "-o", "yaml"])).stdout, before);
-      assert.match(before, /bannedClients:\n +- banned\n/);
-      assert.match(before, /name: extra\n/);
-    },
-  );
+    const before = (await call("get", "-o", "yaml")).stdout;
+    const ended = once(gateway.process, "exit");
+    gateway.process.kill("SIGTERM");
+    await ended;
+    const again = await run(t, config);
+    assert.equal((await sluice(again.api, ["get", "-o", "yaml"])).stdout, before);
+    assert.match(before, /bannedClients:\n +- banned\n/);
+    assert.match(before, /name: extra\n/);
+  });
 }
