@@ -39,6 +39,8 @@ export interface MemoryNode {
   readonly engine: ClusterEngine;
   /** From now on nothing reaches it, and it reaches nothing. */
   cutOff(): void;
+  /** The node stays connected, and none of those who decide answers: what it says of its health alone. */
+  loseMajority(): void;
   rejoin(): void;
   /** It is gone at once; the others hear of it. */
   kill(): void;
@@ -88,6 +90,8 @@ interface NodeState {
   incarnation: string;
   reachable: boolean;
   alive: boolean;
+  /** Those who decide answer. */
+  hasMajority: boolean;
   left: boolean;
   listeners: Map<
     string,
@@ -421,7 +425,8 @@ export function createMemoryCluster(o: { shards?: number; random?: () => number 
       },
       health: () => ({
         live: node.reachable && node.alive,
-        durable: node.reachable && node.alive,
+        durable: node.reachable && node.alive && node.hasMajority,
+        reached: node.reachable && node.alive && node.hasMajority,
         reasons: node.reachable ? [] : ["the engine can't be reached"],
       }),
       onHealth(changed) {
@@ -444,8 +449,15 @@ export function createMemoryCluster(o: { shards?: number; random?: () => number 
           }
           const handler = peer.handlers.get(kind);
           if (!handler) throw new Error(`${to} does not know ${kind}`);
-          const done = (await handler(body, node.id)) ?? Buffer.alloc(0);
-          await hop(peer);
+          const answered = (async () => {
+            const done = (await handler(body, node.id)) ?? Buffer.alloc(0);
+            await hop(peer);
+            return done;
+          })();
+          answered.catch(() => undefined);
+          // It may die before its answer has left.
+          const done = await Promise.race([answered, sleep(timeoutMs)]);
+          if (!done) throw new Error(`${to} does not answer`);
           await hop(node);
           return done;
         },
@@ -473,6 +485,7 @@ export function createMemoryCluster(o: { shards?: number; random?: () => number 
         incarnation: randomUUID(),
         reachable: true,
         alive: true,
+        hasMajority: true,
         left: false,
         listeners: new Map(),
         handlers: new Map(),
@@ -487,6 +500,10 @@ export function createMemoryCluster(o: { shards?: number; random?: () => number 
         cutOff() {
           state.reachable = false;
           tellPeers(state);
+          tellHealth(state);
+        },
+        loseMajority() {
+          state.hasMajority = false;
           tellHealth(state);
         },
         rejoin() {
