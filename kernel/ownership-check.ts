@@ -32,6 +32,7 @@ export interface OwnershipCheckDeps<T extends Owned> {
 const atOnce = 64;
 
 export function createOwnershipCheck<T extends Owned>(deps: OwnershipCheckDeps<T>): OwnershipCheck {
+  let hasBegun = false;
   let doubted: T[] = [];
   let asking = 0;
 
@@ -60,13 +61,15 @@ export function createOwnershipCheck<T extends Owned>(deps: OwnershipCheckDeps<T
   }
 
   function retry(): void {
-    if (asking > 0 || !deps.isReached()) return;
+    if (!hasBegun || asking > 0 || !deps.isReached()) return;
     doubted = [...deps.held()].filter(({ isInDoubt }) => isInDoubt);
+    hasBegun = doubted.length > 0;
     ask();
   }
 
   return {
     begin() {
+      hasBegun = true;
       for (const owned of deps.held()) owned.isInDoubt = true;
     },
     retry,
