@@ -63,6 +63,11 @@ export interface ClusterCaps {
   readonly dedupeMs: number;
   /** How long a node that can't reach the engine keeps the clients whose sessions another node may have taken over. */
   readonly graceMs: number;
+  /**
+   * How long the last owner of a session has to let go of it, before it is taken to be away. Longer than a node takes to
+   * notice that it is: its `reached` is false by then.
+   */
+  readonly kickMs: number;
 }
 
 export interface ClusterHealth {

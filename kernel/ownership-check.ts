@@ -33,6 +33,8 @@ const atOnce = 64;
 
 export function createOwnershipCheck<T extends Owned>(deps: OwnershipCheckDeps<T>): OwnershipCheck {
   let hasBegun = false;
+  /** How often it has begun: an answer to a question of before says nothing. */
+  let times = 0;
   let doubted: T[] = [];
   let asking = 0;
 
@@ -45,12 +47,14 @@ export function createOwnershipCheck<T extends Owned>(deps: OwnershipCheckDeps<T
 
   async function askFor(owned: T): Promise<void> {
     asking++;
+    const at = times;
     try {
       const found = await deps.owner(owned);
-      if (owned.isInDoubt) {
+      if (found && found.revision > deps.revision(owned)) {
+        deps.lost(owned);
+      } else if (at === times) {
         owned.isInDoubt = false;
-        if (found && found.revision > deps.revision(owned)) deps.lost(owned);
-        else deps.kept(owned);
+        deps.kept(owned);
       }
     } catch {
       // Away again, or nobody leads: it stays in doubt until the next retry.
@@ -70,6 +74,7 @@ export function createOwnershipCheck<T extends Owned>(deps: OwnershipCheckDeps<T
   return {
     begin() {
       hasBegun = true;
+      times++;
       for (const owned of deps.held()) owned.isInDoubt = true;
     },
     retry,

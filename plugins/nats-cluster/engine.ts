@@ -57,7 +57,7 @@ export function createEngine(config: Config, { nodeName, log, metrics, clock }: 
   const layout = createLayout(config.namespace, config.shards);
   const connection = createConnection(
     { servers: config.servers, name: `sluice ${nodeName}`, credentials: config, tls: config.tls },
-    { log, clock },
+    { log, clock, arriving: notePause },
   );
   const inbox = createInbox(connection, clock);
   const meters = createMeters(metrics, {
@@ -68,6 +68,7 @@ export function createEngine(config: Config, { nodeName, log, metrics, clock }: 
     connected: () => connection.isUp,
   });
   let asked = 0;
+  let watchedAt = clock.now();
   const pulse = createPulse(timeouts, {
     connection,
     clock,
@@ -113,6 +114,7 @@ export function createEngine(config: Config, { nodeName, log, metrics, clock }: 
       return limits.maxRecordBytes;
     },
     graceMs: config.fence.grace * 1000,
+    kickMs: timeouts.kickMs,
     dedupeMs: Math.min(dedupeMs.log, durationMs(config.log.retention)),
   };
 
@@ -133,7 +135,9 @@ export function createEngine(config: Config, { nodeName, log, metrics, clock }: 
     if (!connection.isUp) reasons.push(`NATS: ${connection.problem ?? "there is no connection"}`);
     else if (setUpProblem !== undefined) reasons.push(`NATS: ${setUpProblem}`);
     const reached = isSetUp && pulse.isReached;
-    if (connection.isUp && isSetUp && !reached) reasons.push("NATS: no majority of the servers answers");
+    if (connection.isUp && isSetUp && !reached) {
+      reasons.push(pulse.isLate ? "NATS: the server does not answer" : "NATS: no majority of the servers answers");
+    }
     const lateMs = publisher.oldestMs();
     const isLate = lateMs > patienceMs();
     if (isLate) reasons.push(`NATS: a message has waited ${Math.round(lateMs / 1000)} s to be confirmed`);
@@ -154,8 +158,19 @@ export function createEngine(config: Config, { nodeName, log, metrics, clock }: 
     if (differs) for (const listener of healthListeners) listener();
   }
 
+  /** The process stood still, or its timers did: sessions may have been taken over meanwhile, which comes first. */
+  function notePause(): void {
+    const now = clock.now();
+    if (now - watchedAt < watchEveryMs + pulse.lateMs) return;
+    watchedAt = now;
+    pulse.lose();
+    look();
+  }
+
   function watch(): void {
     if (isStopped) return;
+    notePause();
+    watchedAt = clock.now();
     look();
     after(watchEveryMs, watch);
   }

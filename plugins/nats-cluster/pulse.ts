@@ -8,8 +8,14 @@ import type { Connection } from "./connection.ts";
 export interface Pulse {
   /** How long an answer is waited for: as the options say, or longer where NATS is far away. Milliseconds. */
   patienceMs(): number;
-  /** A majority has shown itself lately. */
+  /** A majority has shown itself lately, and pings are answered. */
   readonly isReached: boolean;
+  /** A ping has not been answered for {@link lateMs}, or on a slow way for longer. */
+  readonly isLate: boolean;
+  /** Half of the time after which another node takes this one to be away. */
+  readonly lateMs: number;
+  /** What has shown itself before counts no more. */
+  lose(): void;
   /** It has just now: something was confirmed. */
   confirmed(): void;
   start(): void;
@@ -23,14 +29,16 @@ export interface PulseDeps {
   readonly ask: () => Promise<boolean> | undefined;
 }
 
-const everyMs = 2000;
+const askEveryMs = 2000;
 /** Longer than a hiccup, shorter than most elections: then what is owned may move, and nobody is told. */
 const silentMs = 6000;
 
 export function createPulse(
-  { ackMs, totalMs }: { readonly ackMs: number; readonly totalMs: number },
+  { ackMs, totalMs, kickMs }: { readonly ackMs: number; readonly totalMs: number; readonly kickMs: number },
   { connection, clock, ask }: PulseDeps,
 ): Pulse {
+  const everyMs = kickMs / 3;
+  const lateMs = kickMs / 2;
   let shownAt = -Infinity;
   let roundTripMs = 0;
   let pingedAt: number | undefined;
@@ -52,7 +60,7 @@ export function createPulse(
   }
 
   async function askOne(): Promise<void> {
-    if (isAsking || clock.now() - shownAt < everyMs) return;
+    if (isAsking || clock.now() - shownAt < askEveryMs) return;
     isAsking = true;
     try {
       if (await ask()) shownAt = clock.now();
@@ -61,6 +69,10 @@ export function createPulse(
     } finally {
       isAsking = false;
     }
+  }
+
+  function isLate(): boolean {
+    return pingedAt !== undefined && clock.now() - pingedAt > Math.max(lateMs, 3 * roundTripMs);
   }
 
   function beat(): void {
@@ -79,7 +91,15 @@ export function createPulse(
       return Math.min(totalMs, Math.max(ackMs, 2 * Math.max(roundTripMs, waitedMs)));
     },
     get isReached() {
-      return connection.isUp && clock.now() - shownAt < silentMs;
+      return connection.isUp && clock.now() - shownAt < silentMs && !isLate();
+    },
+    get isLate() {
+      return isLate();
+    },
+    lateMs,
+    lose() {
+      shownAt = -Infinity;
+      void askOne();
     },
     confirmed() {
       shownAt = clock.now();

@@ -422,6 +422,7 @@ export function createMemoryCluster(o: { shards?: number; random?: () => number 
         maxRecordBytes: 1 << 20,
         dedupeMs: 60_000,
         graceMs: 300,
+        kickMs: 1000,
       },
       health: () => ({
         live: node.reachable && node.alive,
