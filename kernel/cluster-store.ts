@@ -45,18 +45,24 @@ export function createClusterStore(o: ClusterStoreOptions): Store {
   let watching: Unsubscribe[] = [];
   let graceTimer: NodeJS.Timeout | undefined;
   let wasLive = true;
+  let wasReached = true;
   let closed = false;
 
-  /** Somebody else may have taken over what this node holds, and it could not hear of it. */
   function healthChanged(): void {
-    const { live } = engine.health();
+    const { live, reached } = engine.health();
+    reachedChanged(reached);
     if (live === wasLive) return;
     wasLive = live;
+    if (live) for (const proxy of proxies.values()) proxy.revived();
+  }
+
+  /** Somebody else may have taken over what this node holds, and it could not hear of it. */
+  function reachedChanged(reached: boolean): void {
+    if (reached === wasReached) return;
+    wasReached = reached;
     clearTimeout(graceTimer);
-    if (live) {
-      for (const proxy of proxies.values()) proxy.revived();
-      return;
-    }
+    for (const proxy of proxies.values()) proxy.reachedChanged(reached);
+    if (reached) return;
     graceTimer = setTimeout(() => {
       log.warn(
         { graceMs: engine.caps.graceMs },

@@ -60,7 +60,7 @@ const flushEveryBytes = 1024 * 1024;
 
 export function createConnection(
   config: ConnectionConfig,
-  { log, clock }: { log: Logger; clock: Clock },
+  { log, clock, arriving }: { log: Logger; clock: Clock; arriving: () => void },
 ): Connection & { start(): void } {
   const listeners: ((isUp: boolean) => void)[] = [];
   const pending = new Map<object, { subject: string; callback: (message: Incoming) => void; end?: () => void }>();
@@ -142,6 +142,7 @@ export function createConnection(
           return;
         }
         try {
+          arriving();
           callback(message);
         } catch (thrown) {
           log.error({ err: thrown, subject: message.subject }, "A message from NATS could not be handled");
