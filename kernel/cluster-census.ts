@@ -7,8 +7,6 @@ import type { ClusterEngine } from "./cluster-engine.ts";
 export interface Census {
   /** Never rejects. A quarter of a second at most. */
   count(topic: string): Promise<CensusResult>;
-  /** Messages whose count is waited for. */
-  readonly waiting: number;
 }
 
 export interface CensusResult {
@@ -84,9 +82,6 @@ export function createCensus(proxy: string, engine: ClusterEngine): Census {
       waiting.push({ topic, resolve });
       void run();
       return promise;
-    },
-    get waiting() {
-      return waiting.length;
     },
   };
 }

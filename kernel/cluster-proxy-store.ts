@@ -60,6 +60,7 @@ export interface ClusterMeters {
   conflict(): void;
   missed(count: number): void;
   gap(): void;
+  uncounted(): void;
   forwarded(): void;
 }
 

@@ -131,6 +131,10 @@ function createMeters(
     "sluice_cluster_log_gaps_total",
     "Times that the log's retention had removed messages which a session may have been waiting for.",
   );
+  const uncounted = counter(
+    "sluice_cluster_uncounted_total",
+    "Messages of backends whose clients at other nodes could not all be counted for the answer.",
+  );
   const forwarded = counter("sluice_cluster_messages_total", "Messages that this node has handed to the cluster.");
   metrics.gauge(
     "sluice_cluster_interests",
@@ -153,6 +157,7 @@ function createMeters(
     conflict: () => conflicts.inc({ proxy }),
     missed: (count) => missed.inc({ proxy }, count),
     gap: () => gaps.inc({ proxy }),
+    uncounted: () => uncounted.inc({ proxy }),
     forwarded: () => forwarded.inc({ proxy }),
   });
 }

@@ -53,7 +53,12 @@ export interface NatsOptions {
   /** More lines for the config of each server. */
   readonly config?: string;
   /** Clients are to use TLS; files as in the server's `tls` block. */
-  readonly tls?: { readonly cert: string; readonly key: string; readonly ca?: string };
+  readonly tls?: {
+    readonly cert: string;
+    readonly key: string;
+    /** With it each client has to show a certificate of this authority. */
+    readonly ca?: string;
+  };
 }
 
 /** Undefined where none can be had: `test("...", { skip: !nats }, ...)`. */
@@ -146,7 +151,7 @@ async function start({ nodes = 1, syncInterval, config = "", tls }: NatsOptions)
               ? ""
               : `cluster { name: sluice, listen: "127.0.0.1:${own.route}", routes: [${routes}], pool_size: 3 }`,
             tls
-              ? `tls { cert_file: "${tls.cert}", key_file: "${tls.key}"${tls.ca === undefined ? "" : `, ca_file: "${tls.ca}"`} }`
+              ? `tls { cert_file: "${tls.cert}", key_file: "${tls.key}"${tls.ca === undefined ? "" : `, ca_file: "${tls.ca}", verify: true`} }`
               : "",
             config,
           ].join("\n"),
