@@ -46,8 +46,13 @@ export interface ClusterNode {
 
 export interface ClusterPeer extends ClusterNode {
   readonly isUp: boolean;
-  /** It said goodbye: its clients were told, and its wills are not to be published. */
+  /** It said goodbye: its clients were told, and their wills are not to be published, save those that waited already. */
   readonly hasLeft: boolean;
+  /**
+   * When it was last known to be there, in milliseconds since the epoch: of one that is down, a few seconds before that was
+   * noticed. Undefined = this node has never heard of it.
+   */
+  readonly seenAt?: number | undefined;
 }
 
 export interface ClusterCaps {

@@ -4,6 +4,7 @@ import { type ClusterSession, createClusterSession, type Claim, directGrant } fr
 import { createCensus } from "./cluster-census.ts";
 import { type Answers, createClusterPublisher, type Matching } from "./cluster-publisher.ts";
 import { createDeliveries } from "./deliveries.ts";
+import { createDepartures, isNode } from "./departures.ts";
 import { messageOf, SluiceError } from "./errors.ts";
 import { createExpiries } from "./expiries.ts";
 import { type Grant, grantOf, mergeGrants } from "./grant.ts";
@@ -25,6 +26,7 @@ import {
   type KeptSession,
 } from "./session-records.ts";
 import { createSessionOwners, type Kick } from "./session-owners.ts";
+import { createSessionSweep } from "./session-sweep.ts";
 import { createSharedMembers, isGroup } from "./shared-members.ts";
 import type {
   Acquisition,
@@ -61,6 +63,7 @@ export interface ClusterMeters {
   missed(count: number): void;
   gap(): void;
   uncounted(): void;
+  expired(): void;
   forwarded(): void;
 }
 
@@ -71,6 +74,8 @@ export interface ClusterProxyDeps {
   readonly meters: ClusterMeters;
   readonly auditMs: number;
   readonly checkpointMs: number;
+  readonly sweepMs: number;
+  readonly silenceMs: number;
   check(): void;
 }
 
@@ -79,6 +84,9 @@ const busyMs = 10_000;
 
 /** How often sessions are looked at that have something to write, or to read. */
 const tickMs = 1000;
+
+/** Sessions that end soon, and are not left to the next look at all of them. */
+const maxExpiring = 100_000;
 
 /** Clean sessions whose persistent predecessors could not be removed yet. */
 const maxPurges = 100_000;
@@ -94,11 +102,12 @@ export function createClusterProxyStore(
   const sessions = new Map<string, ClusterSession>();
   /** What is done with a session one after the other. */
   const busy = new Map<string, Promise<unknown>>();
-  /** CONNECTs under way; true = somebody else has taken the client meanwhile. */
-  const arriving = new Map<string, { isLost: boolean }>();
+  const arriving = new Map<string, Arrival>();
   /** What the last owner knows of sessions that are being written. */
   const leaving = new Map<string, KeptCursor>();
   const expiries = createExpiries(now);
+  /** What is in there: revision and client id. */
+  const expiring = new Set<string>();
   /** By client, the connection whose predecessors are to go. */
   const purges = new Map<string, number>();
   const index = createTopicIndex<ClusterSession, Grant>({ prefer: mergeGrants, cacheSize: options.topicCacheSize });
@@ -163,15 +172,35 @@ export function createClusterProxyStore(
     },
     publish: async (will) => await options.onOrphanedWill?.(will),
   });
+  const departures = createDepartures({
+    engine,
+    cluster,
+    now,
+    silenceMs: deps.silenceMs,
+    doubted: () => void verify(),
+  });
   const owners = createSessionOwners({
     proxy,
     engine,
     cluster,
     clock,
+    departures,
     logger,
     now,
     takenOver: () => meters.takenOver(),
     conflict: () => meters.conflict(),
+    leaveShared: (clientId, topicFilters) => shared.forget(clientId, topicFilters),
+  });
+  const sweep = createSessionSweep({
+    engine,
+    cluster,
+    departures,
+    logger,
+    now,
+    everyMs: deps.sweepMs,
+    isOther: isGroup,
+    expire,
+    expireAt,
   });
   const publisher = createClusterPublisher({
     proxy,
@@ -409,12 +438,25 @@ export function createClusterProxyStore(
     });
   }
 
-  /** Guarded by its revision: if its client has been back meanwhile, nothing happens. */
   function expireLater(clientId: string, revision: number, expirySec: SessionExpiry): void {
-    if (expirySec === neverExpires) return;
-    expiries.add(now() + expirySec * 1000, () => {
-      cluster.records.remove(clientId, revision).catch(() => undefined);
+    const at = now() + expirySec * 1000;
+    if (expirySec !== neverExpires && at <= now() + sweep.reachMs) expireAt(at, clientId, revision);
+  }
+
+  /** Guarded by its revision: if its client has been back meanwhile, nothing happens. */
+  function expireAt(at: number, clientId: string, revision: number): void {
+    const key = `${revision} ${clientId}`;
+    if (expiring.has(key) || expiring.size >= maxExpiring) return;
+    expiring.add(key);
+    expiries.add(at, () => {
+      expiring.delete(key);
+      // What fails is left to the next look at all sessions.
+      expire(clientId, revision).catch(() => undefined);
     });
+  }
+
+  async function expire(clientId: string, revision: number): Promise<void> {
+    if (await owners.expire(clientId, revision)) meters.expired();
   }
 
   async function deliverRetained(session: ClusterSession, topicFilter: string, isNew: boolean): Promise<void> {
@@ -486,7 +528,9 @@ export function createClusterProxyStore(
       if (!claim) continue;
       try {
         const found = await cluster.records.owner(claim.ownership.clientId);
-        if (found && found.revision > claim.revision) fenced(claim);
+        // Gone, or not known to a replica that lags: a write that changes nothing finds out.
+        if (!found) claim.writer.put("gone", undefined);
+        else if (found.revision > claim.revision) fenced(claim);
       } catch {
         // Away again: there will be another time.
         return;
@@ -524,10 +568,10 @@ export function createClusterProxyStore(
       const old = sessions.get(clientId);
       if (old?.claim && !client.cleanStart && old.session.expirySec > 0) return resumeHere(old, client);
       if (old) loseTo(old, "takenOver");
-      const arrival = { isLost: false };
+      const arrival: Arrival = { isLost: false, revision: 0, connection: 0 };
       arriving.set(clientId, arrival);
       try {
-        const { claim, kept: found } = await owners.take(client, fenced);
+        const { claim, kept: found, sentUpTo } = await owners.take(client, fenced);
         const { connection } = claim.ownership;
         announce({
           clientId,
@@ -545,6 +589,7 @@ export function createClusterProxyStore(
             subscriptions: found?.subscriptions ?? new Map(),
             cursor: found?.cursor,
             sent: unanswered.sent,
+            sentUpTo,
             inbound: found?.inbound ?? new Map(),
           },
           sessionDeps,
@@ -556,7 +601,7 @@ export function createClusterProxyStore(
         }
         const handle = handleOf(session, found !== undefined, client.onLost);
         session.handle = handle;
-        if (arrival.isLost) {
+        if (arrival.isLost || arrival.revision > claim.revision || arrival.connection > connection) {
           loseTo(session, "takenOver");
           // A clean session may have come, which ends this one.
           if (sessions.has(clientId)) await cluster.records.remove(clientId, claim.revision);
@@ -626,7 +671,7 @@ export function createClusterProxyStore(
     const arrival = arriving.get(clientId);
     const session = sessions.get(clientId);
     if (!session) {
-      if (arrival) arrival.isLost = true;
+      if (arrival) heardOf(arrival, { revision, connection, why });
       if (why === "takenOver") options.onElsewhere?.(clientId, resumes);
       const cursor = leaving.get(clientId);
       return cursor && encodeCursor(cursor);
@@ -650,12 +695,16 @@ export function createClusterProxyStore(
   function tick(): void {
     const isDue = now() >= checkpointAt;
     if (isDue) checkpointAt = now() + deps.checkpointMs;
+    let owns = false;
     for (const session of sessions.values()) {
+      owns ||= session.claim !== undefined;
       if (isDue) session.checkpoint();
       if (!session.reader.follows && session.handle) session.reader.resume();
     }
     if (isDue) shared.checkpoint();
     if (purges.size > 0) void purge();
+    // What fails is tried again in a second.
+    if (owns && engine.health().durable) departures.beat().catch(() => undefined);
   }
 
   function info({ session, handle, info: known, connectedAt, claim }: ClusterSession): SessionInfo {
@@ -682,8 +731,10 @@ export function createClusterProxyStore(
     for await (const listed of cluster.records.list(["sub"])) {
       for (const { owner, records } of listed) {
         const ownership = decodeOwnership(owner.value);
-        const { clientId, expirySec, absentSince, username, connectedAt } = ownership;
-        if (found.has(clientId) || isGroup(clientId) || hasExpired(ownership, now()) || expirySec === 0) continue;
+        const { clientId, expirySec, username, connectedAt } = ownership;
+        if (found.has(clientId) || isGroup(clientId) || isNode(clientId) || expirySec === 0) continue;
+        const absentSince = await departures.lookUp(ownership);
+        if (hasExpired({ ...ownership, absentSince }, now())) continue;
         found.set(clientId, {
           clientId,
           connected: false,
@@ -786,6 +837,7 @@ export function createClusterProxyStore(
       }
     },
     revived() {
+      departures.revived();
       void verify();
       wills.retry();
       void tail.audit();
@@ -794,17 +846,35 @@ export function createClusterProxyStore(
     peerChanged(peer) {
       shared.peerChanged();
       wills.peer(peer);
+      if (!peer.isUp) sweep.peerGone();
     },
     async close() {
       clearInterval(timer);
       for (const session of sessions.values()) if (session.handle) void session.handle.close();
       owners.close();
-      await Promise.allSettled(busy.values());
+      await Promise.allSettled([...busy.values(), sweep.close()]);
+      if (engine.health().durable) await departures.leave().catch(() => undefined);
       await shared.close();
       expiries.close();
       tail.close();
     },
   };
+}
+
+/** A CONNECT under way, and who else has taken its client meanwhile. */
+interface Arrival {
+  isLost: boolean;
+  /** The latest revision of the owner record that another has told of. */
+  revision: number;
+  /** The latest clean session's number. */
+  connection: number;
+}
+
+/** Who has told of it may have claimed the session before this CONNECT did, and be the one that has lost it. */
+function heardOf(arrival: Arrival, { revision, connection, why }: Pick<Kick, "revision" | "connection" | "why">): void {
+  if (why === "removed") arrival.isLost = true;
+  else if (revision > 0) arrival.revision = Math.max(arrival.revision, revision);
+  else arrival.connection = Math.max(arrival.connection, connection);
 }
 
 /** The answer of a node that had the client, and has nothing to hand over. */

@@ -416,6 +416,15 @@ export interface Counter {
 export interface Gauge {
   set(labels: Record<string, string>, value: number): void;
 }
+/** @since 1.1.0 */
+export interface GaugeOptions {
+  /**
+   * What the values of several workers come to where one is shown: `sum` (the default) of what adds up, such as what waits;
+   * `max` of what the worst one tells, such as an age; `min` of what holds only where it holds in every worker, such as 1
+   * for connected.
+   */
+  readonly merge?: "sum" | "max" | "min";
+}
 export interface Histogram {
   observe(labels: Record<string, string>, value: number): void;
   with(labels: Record<string, string>): { observe(value: number): void };
@@ -425,7 +434,13 @@ export interface Histogram {
 export interface Metrics {
   counter(name: string, help: string, labels?: readonly string[]): Counter;
   /** `collect` is called at each scrape, to set what is cheaper to read than to keep; it ends with the host's signal. */
-  gauge(name: string, help: string, labels?: readonly string[], collect?: (gauge: Gauge) => void): Gauge;
+  gauge(
+    name: string,
+    help: string,
+    labels?: readonly string[],
+    collect?: (gauge: Gauge) => void,
+    options?: GaugeOptions,
+  ): Gauge;
   /** Buckets in seconds unless the name says otherwise. */
   histogram(name: string, help: string, labels?: readonly string[], buckets?: readonly number[]): Histogram;
   /** The whole registry in Prometheus' text format. */

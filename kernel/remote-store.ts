@@ -11,12 +11,14 @@ import type { ProxyStore, PublishOptions, Receipt, Store, StoreCounts, StoredMes
 import {
   ask,
   lostReasons,
+  readLastWords,
   readMessage,
   readSubscription,
   receiptNames,
   tell,
   uncountedOf,
   writeMessage,
+  writeWill,
 } from "./store-wire.ts";
 import type { WireReader } from "./wire.ts";
 
@@ -180,6 +182,24 @@ export function createRemoteStore(o: { node: Store["node"]; caps: Store["caps"];
         else part?.back(clientId, what === 1);
         break;
       }
+      case tell.speakFor: {
+        const [number, id] = [frame.number(), frame.number()];
+        const is = (what: number) => (): void => {
+          post(what, () => {
+            out.number(number);
+            out.number(id);
+          });
+        };
+        const words = readLastWords(frame);
+        is(ask.begun)();
+        // Once the other side has been told: this process may end of what comes now.
+        setImmediate(() => {
+          const part = parts[number]?.part;
+          if (part) part.speakFor(words, is(ask.said));
+          else is(ask.said)();
+        });
+        break;
+      }
       case tell.workEnded: {
         const proxy = parts[frame.number()];
         const [clientId, packetId] = [frame.text(), frame.number()];
@@ -287,7 +307,7 @@ export function createRemoteStore(o: { node: Store["node"]; caps: Store["caps"];
     return {
       publish: (message, options = {}) => publish(index, undefined, message, options),
       publishTo: (clientId, message, options = {}) => publish(index, clientId, message, options),
-      async acquire({ clientId, cleanStart, expirySec, info, onLost }) {
+      async acquire({ clientId, cleanStart, expirySec, info, onLost, protocolVersion = 0, will }) {
         const id = ++lastHandle;
         const remote = createRemoteHandle({
           id,
@@ -308,10 +328,12 @@ export function createRemoteStore(o: { node: Store["node"]; caps: Store["caps"];
               out.number(index);
               out.number(id);
               out.text(clientId);
-              out.byte((cleanStart ? 1 : 0) | (info.username === undefined ? 0 : 2));
+              out.byte((cleanStart ? 1 : 0) | (info.username === undefined ? 0 : 2) | (will ? 4 : 0));
               out.number(expirySec);
               if (info.username !== undefined) out.text(info.username);
               out.text(info.address);
+              out.byte(protocolVersion);
+              if (will) writeWill(out, will.will);
             },
             (answer) => {
               const present = answer.byte() === 1;
@@ -354,6 +376,7 @@ export function createRemoteStore(o: { node: Store["node"]; caps: Store["caps"];
         listen(part) {
           own.part = part;
         },
+        ready: () => post(ask.ready, () => out.number(index)),
         willWaits(clientId, waits) {
           post(ask.will, () => {
             out.number(index);

@@ -29,6 +29,8 @@ export interface Faults {
   loseControl: number;
   /** Share of the appends and writes that are done and still reject. */
   loseAnswers: number;
+  /** Share of the sessions' removals that reject, with nothing done. */
+  failRemovals: number;
   /** Share of the reads that are answered by a replica which lags. */
   lag: number;
   /** How long somebody who is cut off waits before a call rejects. */
@@ -55,6 +57,10 @@ export interface MemoryCluster {
   trim(proxy: string, shard: number, seq: number): void;
   /** All appended messages of a proxy, in the order of their places. */
   logOf(proxy: string): readonly { message: ClusterMessage; position: LogPosition }[];
+  /** Client ids that there is an owner record of, those of shared subscriptions and nodes among them. */
+  owned(proxy: string): readonly string[];
+  /** Keys of a session's records. */
+  recordsOf(proxy: string, clientId: string): readonly string[];
   /** Counts guarded writes that were refused. */
   readonly fenced: () => number;
 }
@@ -89,6 +95,8 @@ interface NodeState {
   reachable: boolean;
   alive: boolean;
   left: boolean;
+  /** When it was last reachable; undefined = it is. */
+  seenAt: number | undefined;
   listeners: Map<
     string,
     { listener: ClusterListener; interest: Map<string, { selector: ClusterSelector; count: number }> }
@@ -100,14 +108,17 @@ interface NodeState {
   inbox: Promise<void>;
 }
 
-export function createMemoryCluster(o: { shards?: number; random?: () => number } = {}): MemoryCluster {
-  const { shards: shardCount = 4, random = Math.random } = o;
+export function createMemoryCluster(
+  o: { shards?: number; random?: () => number; now?: () => number } = {},
+): MemoryCluster {
+  const { shards: shardCount = 4, random = Math.random, now = Date.now } = o;
   const faults: Faults = {
     delayMs: 0,
     loseLive: 0,
     repeatLive: 0,
     loseControl: 0,
     loseAnswers: 0,
+    failRemovals: 0,
     lag: 0,
     timeoutMs: 100,
   };
@@ -214,10 +225,8 @@ export function createMemoryCluster(o: { shards?: number; random?: () => number 
   }
 
   function recordsOf(kept: Kept): Map<string, Buffer> {
-    const now = Date.now();
-    return new Map(
-      [...kept.records].flatMap(([key, { value, until }]) => (until > now ? [[key, value] as const] : [])),
-    );
+    const at = now();
+    return new Map([...kept.records].flatMap(([key, { value, until }]) => (until > at ? [[key, value] as const] : [])));
   }
 
   function proxyOf(node: NodeState, proxy: string, listener: ClusterListener): ClusterProxy {
@@ -322,7 +331,7 @@ export function createMemoryCluster(o: { shards?: number; random?: () => number 
           const kept = keptOf(proxy, clientId);
           for (const { key, value, ttlMs } of changes) {
             if (!isOwner(kept, revision)) return "fenced";
-            if (value) kept.records.set(key, { value, until: ttlMs === undefined ? Infinity : Date.now() + ttlMs });
+            if (value) kept.records.set(key, { value, until: ttlMs === undefined ? Infinity : now() + ttlMs });
             else kept.records.delete(key);
           }
           await answer(node, true);
@@ -330,6 +339,7 @@ export function createMemoryCluster(o: { shards?: number; random?: () => number 
         },
         async remove(clientId, revision) {
           await hop(node);
+          if (random() < faults.failRemovals) throw new Error("the engine is busy");
           const kept = keptOf(proxy, clientId);
           if (!isOwner(kept, revision)) return "fenced";
           kept.records.clear();
@@ -402,8 +412,8 @@ export function createMemoryCluster(o: { shards?: number; random?: () => number 
     return random() < faults.lag ? Math.max(0, end - Math.ceil(random() * 5)) : end;
   }
 
-  function peerOf({ id, incarnation, alive, reachable, left }: NodeState): ClusterPeer {
-    return { id, incarnation, isUp: alive && reachable, hasLeft: left };
+  function peerOf({ id, incarnation, alive, reachable, left, seenAt }: NodeState): ClusterPeer {
+    return { id, incarnation, isUp: alive && reachable, hasLeft: left, seenAt: seenAt ?? now() };
   }
 
   function tellPeers(of: NodeState): void {
@@ -482,6 +492,7 @@ export function createMemoryCluster(o: { shards?: number; random?: () => number 
         reachable: true,
         alive: true,
         left: false,
+        seenAt: undefined,
         listeners: new Map(),
         handlers: new Map(),
         onHealth: new Set(),
@@ -494,21 +505,25 @@ export function createMemoryCluster(o: { shards?: number; random?: () => number 
         engine: engineOf(state),
         cutOff() {
           state.reachable = false;
+          state.seenAt = now();
           tellPeers(state);
           tellHealth(state);
         },
         rejoin() {
           state.reachable = true;
+          state.seenAt = undefined;
           tellPeers(state);
           tellHealth(state);
           for (const { listener } of state.listeners.values()) listener.onInterrupted();
         },
         kill() {
           state.alive = false;
+          state.seenAt = now();
           tellPeers(state);
         },
         leave() {
           state.left = true;
+          state.seenAt = now();
           state.alive = false;
           tellPeers(state);
         },
@@ -520,6 +535,8 @@ export function createMemoryCluster(o: { shards?: number; random?: () => number 
       for (let at = shard.first; at < seq; at++) shard.messages.delete(at);
       shard.first = Math.max(shard.first, seq);
     },
+    owned: (proxy) => [...dataOf(proxy).sessions].flatMap(([clientId, { owner }]) => (owner ? [clientId] : [])),
+    recordsOf: (proxy, clientId) => [...keptOf(proxy, clientId).records.keys()],
     logOf: (proxy) =>
       dataOf(proxy).shards.flatMap(({ messages }, shard) =>
         [...messages].map(([seq, message]) => ({ message, position: { shard, seq } })),
