@@ -189,8 +189,8 @@ test("retain, every QoS, a client alone and MQTT 5's properties reach the proxy 
     ["y", "3"],
   ]);
   assert.deepEqual(requests, [
-    { clientId: undefined, waitMs: undefined },
-    { clientId: "dev1", waitMs: undefined },
+    { clientId: undefined, waitMs: undefined, countAll: true },
+    { clientId: "dev1", waitMs: undefined, countAll: true },
   ]);
 });
 
