@@ -5,7 +5,7 @@
 import type { ClusterEngine } from "./cluster-engine.ts";
 
 export interface Census {
-  /** Never rejects. A quarter of a second at most. */
+  /** Never rejects. A second at most. */
   count(topic: string): Promise<CensusResult>;
 }
 
@@ -16,7 +16,7 @@ export interface CensusResult {
 }
 
 /** How long a node has. What it does not answer by then is not counted. */
-const answerMs = 250;
+const answerMs = 1000;
 
 /** How long a node that has not answered is not asked again. */
 const silentMs = 5000;
