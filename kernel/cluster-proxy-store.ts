@@ -65,6 +65,7 @@ export interface ClusterMeters {
   conflict(): void;
   missed(count: number): void;
   gap(): void;
+  uncounted(): void;
   expired(): void;
   forwarded(): void;
 }

@@ -152,6 +152,10 @@ function createMeters(
     "sluice_cluster_log_gaps_total",
     "Times that the log's retention had removed messages which a session may have been waiting for.",
   );
+  const uncounted = counter(
+    "sluice_cluster_uncounted_total",
+    "Messages of backends whose clients at other nodes could not all be counted for the answer.",
+  );
   const expired = counter(
     "sluice_cluster_sessions_expired_total",
     "Sessions that this node has deleted because their time was over, whichever node had them.",
@@ -178,6 +182,7 @@ function createMeters(
     conflict: () => conflicts.inc({ proxy }),
     missed: (count) => missed.inc({ proxy }, count),
     gap: () => gaps.inc({ proxy }),
+    uncounted: () => uncounted.inc({ proxy }),
     expired: () => expired.inc({ proxy }),
     forwarded: () => forwarded.inc({ proxy }),
   });

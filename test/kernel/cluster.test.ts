@@ -416,6 +416,7 @@ test("matched: nobody is counted wrongly; who is not counted is named", async ()
   assert.deepEqual(await a.proxy.publish(message("t"), { countAll: true }), alone, "nobody has answered");
   cluster.memory.faults.loseControl = 0;
   assert.deepEqual(await a.proxy.publish(message("t"), { countAll: true }), alone, "who is silent is left alone");
+  assert.equal(await a.metric("sluice_cluster_uncounted_total"), 2);
   assert.deepEqual(await a.proxy.publishTo("stranger", message("t")), { matched: 0, connected: 0, durable: true });
 });
 
