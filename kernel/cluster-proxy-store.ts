@@ -169,7 +169,10 @@ export function createClusterProxyStore(
     isReached: () => engine.health().reached,
     owner: ({ claim }) => cluster.records.owner(claim.ownership.clientId, true),
     revision: ({ claim }) => claim.revision,
-    lost: ({ claim }) => fenced(claim),
+    lost(session) {
+      // Else this node itself has moved the record on meanwhile, and its client may be coming back.
+      if (sessions.get(session.session.clientId) === session) loseTo(session, "takenOver");
+    },
     kept: (session) => session.reader.resume(),
   });
   const wills = createOrphanedWills({

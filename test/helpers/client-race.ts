@@ -41,8 +41,11 @@ export async function race(
   /** QoS 2 ids between PUBLISH and PUBREL: the session's, whatever connection it has. */
   const begun = new Set<number>();
   const all: RawClient[] = [];
-  /** The last that was accepted and has not been closed: a client listens to one connection only. */
-  const current = (): RawClient | undefined => all.findLast(({ isClosed }) => !isClosed);
+  /** A client listens to the last connection only that was accepted, and never to an older one again. */
+  function current(): RawClient | undefined {
+    const last = all.at(-1);
+    return last?.isClosed === false ? last : undefined;
+  }
   let accepted = 0;
   let refused = 0;
 
