@@ -168,7 +168,8 @@ export function createClusterProxyStore(
       const elsewhere = answers.flatMap((answer) => JSON.parse(answer.toString()) as string[]);
       return new Set([...clientIds.filter(isHere), ...elsewhere]);
     },
-    publish: async (will) => await options.onOrphanedWill?.(will),
+    now,
+    publish: async (will, dueAt) => await options.onOrphanedWill?.(will, dueAt),
   });
   const departures = createDepartures({
     engine,
@@ -333,6 +334,7 @@ export function createClusterProxyStore(
   };
 
   function take(session: ClusterSession): void {
+    wills.back(session.session.clientId);
     sessions.set(session.session.clientId, session);
     subscriptions += session.session.subscriptions.size;
   }
@@ -357,8 +359,10 @@ export function createClusterProxyStore(
   function fenced(claim: Claim): void {
     const session = sessions.get(claim.ownership.clientId);
     const arrival = arriving.get(claim.ownership.clientId);
-    if (session?.claim === claim) loseTo(session, "takenOver");
-    else if (arrival) arrival.isLost = true;
+    if (session?.claim === claim) {
+      loseTo(session, "takenOver");
+      options.onElsewhere?.(claim.ownership.clientId, true);
+    } else if (arrival) arrival.isLost = true;
   }
 
   function handleOf(session: ClusterSession, present: boolean, onLost: Acquisition["onLost"]): MemoryHandle {
@@ -388,7 +392,7 @@ export function createClusterProxyStore(
         session.done(entry);
       },
       record: (entries) => session.record(entries),
-      closed: (expirySec) => closed(session, expirySec),
+      closed: (expirySec, willDueAt) => closed(session, expirySec, willDueAt),
       lost(why) {
         session.handle = undefined;
         inner.release();
@@ -404,12 +408,13 @@ export function createClusterProxyStore(
     return handle;
   }
 
-  function closed(session: ClusterSession, expirySec: SessionExpiry | undefined): Awaitable<void> {
+  function closed(session: ClusterSession, expirySec?: SessionExpiry, willDueAt?: number): Awaitable<void> {
     const { session: inner, claim } = session;
     session.handle = undefined;
     inner.release();
     const { clientId } = inner;
-    wills.forget(clientId);
+    if (willDueAt === undefined) wills.forget(clientId);
+    else wills.wait(clientId, willDueAt);
     if (expirySec !== undefined) inner.expirySec = expirySec;
     if (!claim) {
       unload(session, "ended");
@@ -510,7 +515,7 @@ export function createClusterProxyStore(
     take(session);
     const handle = handleOf(session, false, client.onLost);
     session.handle = handle;
-    if (client.will) wills.keep(clientId, client.will);
+    if (client.will) wills.keep(clientId, client.will, client.expirySec);
     announce({ clientId, revision: 0, connection, why: "takenOver", resumes: false });
     if (purges.size < maxPurges) purges.set(clientId, connection);
     void purge();
@@ -604,7 +609,7 @@ export function createClusterProxyStore(
           return handle;
         }
         take(session);
-        if (client.will) wills.keep(clientId, client.will);
+        if (client.will) wills.keep(clientId, client.will, client.expirySec);
         for (const topic of found?.cursor?.retained ?? []) void again(session, topic);
         return handle;
       } catch (error) {
@@ -626,7 +631,7 @@ export function createClusterProxyStore(
     session.connectedAt = session.settledAt = now();
     const handle = handleOf(session, true, client.onLost);
     session.handle = handle;
-    if (client.will) wills.keep(client.clientId, client.will);
+    if (client.will) wills.keep(client.clientId, client.will, client.expirySec);
     else wills.forget(client.clientId);
     return handle;
   }
@@ -664,11 +669,12 @@ export function createClusterProxyStore(
 
   function kicked({ clientId, revision, connection, why, resumes }: Kick): Buffer | undefined {
     clock.seen(connection);
+    if (why === "takenOver") wills.back(clientId);
     const arrival = arriving.get(clientId);
     const session = sessions.get(clientId);
     if (!session) {
       if (arrival) heardOf(arrival, { revision, connection, why });
-      if (why === "takenOver") options.onElsewhere?.(clientId, resumes);
+      options.onElsewhere?.(clientId, why === "takenOver" && resumes);
       const cursor = leaving.get(clientId);
       return cursor && encodeCursor(cursor);
     }
@@ -676,12 +682,15 @@ export function createClusterProxyStore(
       // Without a revision it comes from a clean session, which takes nothing over.
       if (revision === 0 ? session.connection >= connection : session.claim.revision >= revision) return undefined;
       const cursor = loseTo(session, why);
+      // Its will may have begun to wait just now.
+      options.onElsewhere?.(clientId, why === "takenOver" && resumes);
       if (revision === 0) leaving.set(clientId, cursor);
       if (revision === 0) setTimeout(() => leaving.delete(clientId), 5000).unref();
       return encodeCursor(cursor);
     }
     if (why === "removed" || session.connection < connection) {
       loseTo(session, why);
+      options.onElsewhere?.(clientId, false);
       return wasHere;
     }
     announce({ clientId, revision: 0, connection: session.connection, why: "takenOver", resumes: false });
@@ -698,6 +707,7 @@ export function createClusterProxyStore(
       if (!session.reader.follows && session.handle) session.reader.resume();
     }
     if (isDue) shared.checkpoint();
+    if (isDue) wills.retry();
     if (purges.size > 0) void purge();
     // What fails is tried again in a second.
     if (owns && engine.health().durable) departures.beat().catch(() => undefined);
@@ -776,6 +786,10 @@ export function createClusterProxyStore(
     publish: (message, o = {}) => publisher.publish(message, o),
     publishTo: (clientId, message, o = {}) => publisher.publishTo(clientId, message, o),
     acquire,
+    willSettled: (clientId) => wills.settled(clientId),
+    get passesWillsOn() {
+      return engine.health().durable && engine.peers().some(({ isUp }) => isUp);
+    },
     query,
     remove,
     get counts() {
@@ -822,7 +836,7 @@ export function createClusterProxyStore(
         if (!session.claim || !session.handle) continue;
         session.handle.lose("storeLost");
         // Written when the engine is back, if it is still ours then.
-        void closed(session, undefined);
+        void closed(session);
       }
     },
     revived() {
@@ -834,7 +848,7 @@ export function createClusterProxyStore(
     },
     peerChanged(peer) {
       shared.peerChanged();
-      wills.peer(peer);
+      wills.look();
       if (!peer.isUp) sweep.peerGone();
     },
     async close() {
@@ -842,6 +856,7 @@ export function createClusterProxyStore(
       for (const session of sessions.values()) if (session.handle) void session.handle.close();
       owners.close();
       await Promise.allSettled([...busy.values(), sweep.close()]);
+      if (engine.health().durable) await wills.flush();
       if (engine.health().durable) await departures.leave().catch(() => undefined);
       await shared.close();
       expiries.close();

@@ -436,7 +436,7 @@ export function createGateway(o: {
         await closeAll(
           [
             { name: "workers", close: () => crew?.stop(drain.timeoutMs + workersMs) ?? Promise.resolve() },
-            ...reversed(running.proxies).map(([name, proxy]) => ({ name, close: () => proxy.stop(drain) })),
+            ...reversed(running.proxies).map(([name, proxy]) => ({ name, close: () => proxy.stop(drain, true) })),
             { name: "earlier generations", close: () => Promise.all(retiring) },
             ...reversed(running.services).map(([name, each]) => ({ name, close: () => each.close() })),
             ...reversed(running.pipelines).map(([name, pipeline]) => ({ name, close: () => pipeline.drained() })),

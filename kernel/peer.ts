@@ -56,17 +56,17 @@ export class Peer {
     this.publisher.close();
     this.subscriber.close();
     this.reauth?.end("the connection has ended");
-    this.guard(handle.close(sessionExpiry));
+    // At the end of the session at the latest [MQTT-3.1.2-8].
+    const delay = will && why !== "shutdown" ? Math.min(will.delaySec, sessionExpiry) : 0;
+    this.guard(handle.close(sessionExpiry, delay > 0 ? deps.now() + delay * 1000 : undefined));
     // A restart of the gateway is not the death of a device.
     if (will && why !== "shutdown") {
-      const { delaySec, ...message } = will;
+      const { delaySec: _, ...message } = will;
       const job = this.publisher.will({ ...message, dup: false, packetId: undefined });
       const publish = (): void => {
         deps.meters.messageIn();
         this.speak(job);
       };
-      // At the end of the session at the latest [MQTT-3.1.2-8].
-      const delay = Math.min(delaySec, sessionExpiry);
       if (delay === 0) publish();
       else deps.wills.wait(client.id, delay, publish);
     }

@@ -56,8 +56,11 @@ export interface Proxy extends ProxyHandle {
   prepare(next: ProxySpec): Promise<ProxyChange>;
   /** It is dropped: its last packets go through these pipelines, which may be gone from what runs. */
   orphan(pipeline: ProxyDeps["pipeline"]): void;
-  /** Stops accepting, closes the connections at the drain's rate, each when its packets under way are through. */
-  stop(how: DrainSpec): Promise<void>;
+  /**
+   * Stops accepting, closes the connections at the drain's rate, each when its packets under way are through.
+   * @param isLeaving the whole gateway stops
+   */
+  stop(how: DrainSpec, isLeaving?: boolean): Promise<void>;
 }
 
 /** A change that is ready: one of the two is called, once. */
@@ -145,7 +148,10 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
   /** Runs that outlive their connection: wills, Disconnect pipelines and presence. */
   let lastWords = 0;
   let quiet: (() => void) | undefined;
-  const wills = createWills(deps.clock, siblings && ((clientId, waits) => siblings.willWaits(clientId, waits)));
+  const wills = createWills(deps.clock, (clientId, waits) => {
+    siblings?.willWaits(clientId, waits);
+    if (!waits) store.willSettled?.(clientId);
+  });
   const startedAt = now();
   let maxConnected = 0;
   const sysTopics = createSysTopics({
@@ -350,8 +356,9 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
     connection.resume(pause.auth);
   }
 
-  /** The will of a client whose node has died: through the same pipeline as if it had been connected here. */
-  function publishOrphaned({ will: { delaySec, ...message }, client: known }: WillOfClient): Promise<void> {
+  /** The will of a client whose node is gone: through the same pipeline as if it had been connected here. */
+  function publishOrphaned({ will, client: known }: WillOfClient, dueAt: number): Promise<void> {
+    const { delaySec: _, ...message } = will;
     const client: Client = { ...known, certificate: undefined, data: new Map() };
     const packet: PublishPacket = { ...message, dup: false, packetId: undefined };
     const toAll = async (): Promise<void> => {
@@ -375,12 +382,13 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
         if (outcome) settle(outcome);
       });
     };
-    if (delaySec === 0) {
+    const delay = (dueAt - now()) / 1000;
+    if (delay <= 0) {
       speak();
       return promise;
     }
     // It may still come back.
-    wills.wait(client.id, delaySec, speak);
+    wills.wait(client.id, delay, speak);
     return Promise.resolve();
   }
 
@@ -472,12 +480,13 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
     orphan(pipeline) {
       pipelineOf = pipeline;
     },
-    async stop(how) {
+    async stop(how, isLeaving = false) {
       stopping = true;
       listeners.close();
       await drain(connections, how);
       sysTopics.close();
-      wills.close();
+      if (isLeaving && store.passesWillsOn) wills.leave();
+      else wills.close();
       if (lastWords > 0) await new Promise<void>((resolve) => (quiet = resolve));
       ended.abort();
     },

@@ -35,7 +35,7 @@ export interface HandleOwner extends Pick<SessionHandle, "present" | "subscribe"
   record(entries: readonly Entry[]): Promise<void> | undefined;
   /** Its deliveries have begun. */
   attached?(): void;
-  closed(expirySec: SessionExpiry | undefined): Awaitable<void>;
+  closed(expirySec: SessionExpiry | undefined, willDueAt: number | undefined): Awaitable<void>;
   lost(why: LostReason): void;
 }
 
@@ -117,11 +117,11 @@ class LocalHandle implements MemoryHandle {
     this.pump();
   }
 
-  close(expirySec?: SessionExpiry): Awaitable<void> {
+  close(expirySec?: SessionExpiry, willDueAt?: number): Awaitable<void> {
     if (!this.open) return;
     this.open = false;
     this.deliver = undefined;
-    return this.owner.closed(expirySec);
+    return this.owner.closed(expirySec, willDueAt);
   }
 
   lose(why: LostReason): void {

@@ -71,11 +71,12 @@ export interface StoreOptions {
   onDropped(reason: string, count: number): void;
   now(): number;
   /**
-   * A node of the cluster has died, and this will of one of its clients is this node's to publish, as if its connection
-   * had ended here.
+   * A node of the cluster is gone, and this will of one of its clients is this node's to publish. Resolves when that is
+   * done; of one that has to wait, at once.
+   * @param dueAt when its delay is over, in milliseconds since the epoch; 0 = it is
    */
-  onOrphanedWill?(will: WillOfClient): Promise<void>;
-  /** A client has connected to another node. @param resumed its session goes on there */
+  onOrphanedWill?(will: WillOfClient, dueAt: number): Promise<void>;
+  /** A client has connected to another node, or its session has ended there. @param resumed it goes on there */
   onElsewhere?(clientId: string, resumed: boolean): void;
 }
 
@@ -131,6 +132,10 @@ export interface ProxyStore {
    * next is published when the one before it is answered.
    */
   readonly keepsOrder?: boolean | undefined;
+  /** The will of a client that is away is published, or is not to be. */
+  willSettled?(clientId: string): void;
+  /** The wills that wait are published by others when this process has left. */
+  readonly passesWillsOn?: boolean | undefined;
 }
 
 export interface Acquisition {
@@ -206,6 +211,10 @@ export interface SessionHandle {
     /** All that {@link has} answers true for. Without it they are found by asking for each. */
     ids?(): Iterable<number>;
   };
-  /** The connection ended. @param expirySec a new session expiry, which DISCONNECT may bring [MQTT-3.14.2-2] */
-  close(expirySec?: SessionExpiry): Awaitable<void>;
+  /**
+   * The connection ended.
+   * @param expirySec a new session expiry, which DISCONNECT may bring [MQTT-3.14.2-2]
+   * @param willDueAt its will waits until then, in milliseconds since the epoch: {@link ProxyStore.willSettled} follows
+   */
+  close(expirySec?: SessionExpiry, willDueAt?: number): Awaitable<void>;
 }

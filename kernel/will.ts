@@ -10,6 +10,8 @@ export interface Wills {
   ended(clientId: string): void;
   /** Publishes all that wait. */
   close(): void;
+  /** Others publish them. */
+  leave(): void;
 }
 
 /** The longest that a timer takes. */
@@ -30,7 +32,9 @@ export function createWills(clock: Clock, changed?: (clientId: string, waits: bo
 
   return {
     wait(clientId, delaySec, publish) {
-      take(clientId)?.();
+      const before = waiting.get(clientId);
+      before?.timer.clear();
+      before?.publish();
       const until = clock.now() + delaySec * 1000;
       const arm = (): { clear(): void } => {
         const left = until - clock.now();
@@ -52,6 +56,10 @@ export function createWills(clock: Clock, changed?: (clientId: string, waits: bo
     },
     close() {
       for (const clientId of waiting.keys()) take(clientId)?.();
+    },
+    leave() {
+      for (const { timer } of waiting.values()) timer.clear();
+      waiting.clear();
     },
   };
 }

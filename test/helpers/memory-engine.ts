@@ -42,6 +42,8 @@ export interface MemoryNode {
   /** From now on nothing reaches it, and it reaches nothing. */
   cutOff(): void;
   rejoin(): void;
+  /** It is gone, and nobody hears of it yet. */
+  mute(): void;
   /** It is gone at once; the others hear of it. */
   kill(): void;
   /** It says goodbye. */
@@ -95,6 +97,8 @@ interface NodeState {
   reachable: boolean;
   alive: boolean;
   left: boolean;
+  /** As dead, and not known to be. */
+  muted: boolean;
   /** When it was last reachable; undefined = it is. */
   seenAt: number | undefined;
   listeners: Map<
@@ -150,7 +154,7 @@ export function createMemoryCluster(
   async function hop(node: NodeState): Promise<void> {
     if (faults.delayMs > 0) await sleep(random() * faults.delayMs);
     else await Promise.resolve();
-    if (!node.alive) await new Promise(() => undefined);
+    if (!node.alive || node.muted) await new Promise(() => undefined);
     if (node.reachable) return;
     await sleep(faults.timeoutMs);
     throw new Error("no answer from the engine");
@@ -484,6 +488,7 @@ export function createMemoryCluster(
         reachable: true,
         alive: true,
         left: false,
+        muted: false,
         seenAt: undefined,
         listeners: new Map(),
         handlers: new Map(),
@@ -507,6 +512,9 @@ export function createMemoryCluster(
           tellPeers(state);
           tellHealth(state);
           for (const { listener } of state.listeners.values()) listener.onInterrupted();
+        },
+        mute() {
+          state.muted = true;
         },
         kill() {
           state.alive = false;
