@@ -1,7 +1,8 @@
 /** The sessions of one proxy on one node of a cluster. */
 import type { ClusterEngine, ClusterMessage, ClusterPeer, ClusterProxy, LogPosition } from "./cluster-engine.ts";
 import { type ClusterSession, createClusterSession, type Claim, directGrant } from "./cluster-session.ts";
-import { createClusterPublisher } from "./cluster-publisher.ts";
+import { createCensus } from "./cluster-census.ts";
+import { type Answers, createClusterPublisher, type Matching } from "./cluster-publisher.ts";
 import { createDeliveries } from "./deliveries.ts";
 import { createDepartures, isNode } from "./departures.ts";
 import { messageOf, SluiceError } from "./errors.ts";
@@ -53,7 +54,7 @@ export interface ClusterProxyStore extends ProxyStore {
   close(): Promise<void>;
 }
 
-export const controlKinds = ["kick", "here", "match", "receipt", "direct", "sessions", "shared"] as const;
+export const controlKinds = ["kick", "here", "match", "count", "receipt", "direct", "sessions", "shared"] as const;
 export type ControlKind = (typeof controlKinds)[number];
 
 export interface ClusterMeters {
@@ -164,7 +165,7 @@ export function createClusterProxyStore(
     cluster,
     logger,
     async connected(clientIds) {
-      const answers = await askAll("here", { clientIds });
+      const { answers } = await askAll("here", { clientIds });
       const elsewhere = answers.flatMap((answer) => JSON.parse(answer.toString()) as string[]);
       return new Set([...clientIds.filter(isHere), ...elsewhere]);
     },
@@ -214,6 +215,7 @@ export function createClusterProxyStore(
     handOut,
     matching,
     askAll,
+    census: createCensus(proxy, engine),
     sharedBy: (topic) => shared.matching(topic),
     sessionOf,
     session: (clientId) => sessions.get(clientId),
@@ -286,12 +288,13 @@ export function createClusterProxyStore(
     return sessions.get(clientId)?.handle !== undefined;
   }
 
-  /** What those answer that do, of the nodes that are up. */
-  async function askAll(kind: ControlKind, question: object): Promise<Buffer[]> {
+  /** What those answer that do, of the nodes that are up; `isWhole` = all of them. */
+  async function askAll(kind: ControlKind, question: object): Promise<Answers> {
     const body = Buffer.from(JSON.stringify({ proxy, ...question }));
     const peers = engine.peers().filter(({ isUp }) => isUp);
     const answers = await Promise.allSettled(peers.map(({ id }) => engine.control.request(id, kind, body, askMs)));
-    return answers.flatMap((answer) => (answer.status === "fulfilled" ? [answer.value] : []));
+    const given = answers.flatMap((answer) => (answer.status === "fulfilled" ? [answer.value] : []));
+    return { answers: given, isWhole: given.length === peers.length && engine.health().live };
   }
 
   /** Undefined where it has ended. */
@@ -349,8 +352,6 @@ export function createClusterProxyStore(
 
   function loseTo(session: ClusterSession, why: LostReason): KeptCursor {
     session.handle?.lose(why);
-    const { clientId } = session.session;
-    wills.forget(clientId);
     const isPassedOn = why !== "removed" && session.claim !== undefined;
     session.claim?.writer.close();
     return unload(session, isPassedOn ? "passedOn" : "ended");
@@ -366,7 +367,7 @@ export function createClusterProxyStore(
   }
 
   function handleOf(session: ClusterSession, present: boolean, onLost: Acquisition["onLost"]): MemoryHandle {
-    const { session: inner } = session;
+    const { session: inner, connection } = session;
     const local = createHandle(inner, {
       present,
       async subscribe(topicFilter, wanted) {
@@ -392,7 +393,8 @@ export function createClusterProxyStore(
         session.done(entry);
       },
       record: (entries) => session.record(entries),
-      closed: (expirySec, willDueAt) => closed(session, expirySec, willDueAt),
+      closed: (expirySec) => closed(session, expirySec),
+      willDone: () => wills.done(inner.clientId, connection),
       lost(why) {
         session.handle = undefined;
         inner.release();
@@ -403,19 +405,18 @@ export function createClusterProxyStore(
         shared.here(session);
       },
     });
-    const handle: MemoryHandle = Object.assign(local, { ordinal: session.connection });
+    const handle: MemoryHandle = Object.assign(local, { ordinal: connection });
     byHandle.set(handle, session);
     return handle;
   }
 
-  function closed(session: ClusterSession, expirySec?: SessionExpiry, willDueAt?: number): Awaitable<void> {
+  function closed(session: ClusterSession, expirySec?: SessionExpiry): Awaitable<void> {
     const { session: inner, claim } = session;
     session.handle = undefined;
     inner.release();
     const { clientId } = inner;
-    if (willDueAt === undefined) wills.forget(clientId);
-    else wills.wait(clientId, willDueAt);
     if (expirySec !== undefined) inner.expirySec = expirySec;
+    wills.wait(clientId, inner.expirySec);
     if (!claim) {
       unload(session, "ended");
       return;
@@ -515,7 +516,7 @@ export function createClusterProxyStore(
     take(session);
     const handle = handleOf(session, false, client.onLost);
     session.handle = handle;
-    if (client.will) wills.keep(clientId, client.will, client.expirySec);
+    if (client.will) wills.keep(client.will, connection, client.expirySec);
     announce({ clientId, revision: 0, connection, why: "takenOver", resumes: false });
     if (purges.size < maxPurges) purges.set(clientId, connection);
     void purge();
@@ -609,7 +610,7 @@ export function createClusterProxyStore(
           return handle;
         }
         take(session);
-        if (client.will) wills.keep(clientId, client.will, client.expirySec);
+        if (client.will) wills.keep(client.will, connection, client.expirySec);
         for (const topic of found?.cursor?.retained ?? []) void again(session, topic);
         return handle;
       } catch (error) {
@@ -631,7 +632,7 @@ export function createClusterProxyStore(
     session.connectedAt = session.settledAt = now();
     const handle = handleOf(session, true, client.onLost);
     session.handle = handle;
-    if (client.will) wills.keep(client.clientId, client.will, client.expirySec);
+    if (client.will) wills.keep(client.will, session.connection, client.expirySec);
     else wills.forget(client.clientId);
     return handle;
   }
@@ -730,7 +731,7 @@ export function createClusterProxyStore(
 
   async function query(): Promise<readonly SessionInfo[]> {
     const found = new Map<string, SessionInfo>();
-    for (const answer of await askAll("sessions", {})) {
+    for (const answer of (await askAll("sessions", {})).answers) {
       for (const each of JSON.parse(answer.toString()) as SessionInfo[]) found.set(each.clientId, each);
     }
     for (const session of sessions.values()) found.set(session.session.clientId, info(session));
@@ -775,7 +776,7 @@ export function createClusterProxyStore(
     const connection = clock.next(local?.connection);
     const wasKept = await alone(clientId, () => owners.remove(clientId));
     const kick: Omit<Kick, "proxy"> = { clientId, revision: 0, connection, why: "removed", resumes: false };
-    const answers = await askAll("kick", kick);
+    const { answers } = await askAll("kick", kick);
     return local !== undefined || wasKept || answers.some((answer) => answer.length > 0);
   }
 
@@ -786,7 +787,6 @@ export function createClusterProxyStore(
     publish: (message, o = {}) => publisher.publish(message, o),
     publishTo: (clientId, message, o = {}) => publisher.publishTo(clientId, message, o),
     acquire,
-    willSettled: (clientId) => wills.settled(clientId),
     get passesWillsOn() {
       return engine.health().durable && engine.peers().some(({ isUp }) => isUp);
     },
@@ -819,7 +819,14 @@ export function createClusterProxyStore(
         }
         case "match": {
           const { topic, publisher: by } = JSON.parse(body.toString()) as { topic: string; publisher?: string };
-          return Buffer.from(JSON.stringify(matching(topic, by).map(({ session }) => session.session.clientId)));
+          const clientIds = matching(topic, by).map(({ session }) => session.session.clientId);
+          return Buffer.from(JSON.stringify({ clientIds, shared: shared.matching(topic) } satisfies Matching));
+        }
+        case "count": {
+          const { topics } = JSON.parse(body.toString()) as { topics: string[] };
+          return Buffer.from(
+            JSON.stringify(topics.map((topic) => matching(topic, undefined).length + shared.matching(topic).length)),
+          );
         }
         case "receipt":
           return relay.told(body);

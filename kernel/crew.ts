@@ -47,6 +47,8 @@ const prepareMs = 120_000;
 const commitMs = 10_000;
 const measureMs = 2000;
 const watchMs = 5000;
+/** At a stop, for what clients of workers that ended have left to say. */
+const lastWordsMs = 1000;
 /** So many times nothing was heard: it hangs. */
 const mostMissed = 6;
 
@@ -103,6 +105,7 @@ export function createCrew(deps: CrewDeps): Crew {
       },
       onEnd: () => ended(mate, index),
     });
+    own.info({ pid: mate.pid }, "A worker is started");
     server.connect(mate.stream);
     places[index] = mate;
     return mate;
@@ -260,6 +263,7 @@ export function createCrew(deps: CrewDeps): Crew {
       stopping = true;
       clearInterval(watching);
       desk.close();
+      await Promise.race([server.close(), sleep(lastWordsMs)]);
       for (const over of sleeping) over();
       await endAll(
         places.filter((mate) => mate !== undefined),

@@ -8,6 +8,7 @@ import { messageOf } from "./errors.ts";
 import type { Proxy, ProxyDeps } from "./proxy.ts";
 import { addTotals, createProxyMetrics, type ProxyTotals } from "./proxy-metrics.ts";
 import type { ProxySpec, RateLimit } from "./spec.ts";
+import type { WillOfClient } from "./store.ts";
 import type { ServedProxy } from "./store-server.ts";
 import { createSysTopics } from "./sys-topics.ts";
 import { createThrottle } from "./throttle.ts";
@@ -21,6 +22,10 @@ export interface Front {
   connected(proxy: string): { readonly now: number; readonly peak: number };
   /** A session was removed from here. */
   ended(proxy: string, clientId: string): void;
+  /** A client is connected to another node. @param resumed its session goes on there */
+  back(proxy: string, clientId: string, resumed: boolean): void;
+  /** Resolves when the will has left the pipeline of a worker, or is not to. @param dueAt milliseconds since the epoch */
+  speakFor(proxy: string, will: WillOfClient, dueAt: number): Promise<void>;
   /** From now on its workers may use it. */
   serve(proxy: ServedProxy): void;
 }
@@ -52,6 +57,8 @@ export function createFrontProxy(initial: ProxySpec, deps: ProxyDeps, front: Fro
     topicCacheSize: spec.topicCacheSize,
     onDropped: (reason, count) => meters.dropped(reason, count),
     now,
+    onOrphanedWill: (will, dueAt) => front.speakFor(name, will, dueAt),
+    onElsewhere: (clientId, resumed) => front.back(name, clientId, resumed),
   });
   let limiters = limitersOf(spec.connectionLimit);
   const publish = createOutsidePublish(store, clock, () => meters.messageIn());
@@ -103,7 +110,14 @@ export function createFrontProxy(initial: ProxySpec, deps: ProxyDeps, front: Fro
       if (!limiters) return true;
       return (of === "address" ? limiters.byAddress(address) : limiters.proxy).admit(bytes);
     },
+    get hasPresence() {
+      return spec.presence !== undefined;
+    },
     now,
+    lost: (count) => {
+      for (let n = 0; n < count; n++) meters.closed("workerEnded");
+    },
+    willsLost: (count) => meters.dropped("workerEnded", count),
   };
   front.serve(served);
 

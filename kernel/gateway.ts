@@ -111,7 +111,7 @@ export function createGateway(o: {
   let store: Store | undefined = worker?.store;
   let crew: Crew | undefined;
   const served = new Map<string, ServedProxy>();
-  const server = createStoreServer((name) => served.get(name));
+  const server = createStoreServer((name) => served.get(name), systemClock);
   let storeService: ServiceInstance | undefined;
   const ready = Promise.withResolvers<void>();
   // Nobody may be waiting for it when the start fails.
@@ -187,6 +187,8 @@ export function createGateway(o: {
         totals: (name) => view.totals(name),
         connected: (name) => server.connected(name),
         ended: (name, clientId) => server.ended(name, clientId),
+        back: (name, clientId, resumed) => server.back(name, clientId, resumed),
+        speakFor: (name, will, dueAt) => server.speakFor(name, will, dueAt),
         serve: (proxy) => void served.set(proxy.name, proxy),
       });
     },

@@ -3,21 +3,20 @@
  * node dies, one of the others sees to the wills that it has left: it publishes those that are due, and takes over those
  * that still wait, save those of clients that are back.
  */
-import { randomUUID } from "node:crypto";
 import type { ClusterEngine, ClusterPeer, ClusterProxy } from "./cluster-engine.ts";
 import { messageOf } from "./errors.ts";
 import type { Logger } from "./plugin.ts";
 import type { SessionExpiry, WillOfClient } from "./store.ts";
 
 export interface OrphanedWills {
-  /** Its client is connected. Nothing is waited for. @param expirySec of its session, with which a delay ends */
-  keep(clientId: string, will: WillOfClient, expirySec: SessionExpiry): void;
-  /** Its client has gone, and has until then to come back. @param dueAt milliseconds since the epoch */
-  wait(clientId: string, dueAt: number): void;
-  /** Its connection has ended, and whoever closed it has seen to it. */
+  /** Its client is connected. Nothing is waited for. @param connection its number: greater for each later one of a client */
+  keep(will: WillOfClient, connection: number, expirySec: SessionExpiry): void;
+  /** The connection of its client has ended. @param expirySec of its session, with which a delay ends [MQTT-3.1.2-8] */
+  wait(clientId: string, expirySec: SessionExpiry): void;
+  /** It is published, or is not to be. */
+  done(clientId: string, connection: number): void;
+  /** Whatever connection it is of. */
   forget(clientId: string): void;
-  /** If it waited: it is published, or is not to be. */
-  settled(clientId: string): void;
   /** Its client is connected, to whatever node. */
   back(clientId: string): void;
   /** A node has come or gone. */
@@ -35,13 +34,13 @@ export interface OrphanedWillsDeps {
   now(): number;
   /** Which of these clients are connected to any node that is up, this one included. */
   connected(clientIds: readonly string[]): Promise<ReadonlySet<string>>;
-  /** Resolves when it has been published; where it is due later, when it waits here. @param dueAt 0 = it is due */
+  /** Resolves when it has been published, or is not to be. @param dueAt 0 = it is due */
   publish(will: WillOfClient, dueAt: number): Promise<void>;
 }
 
 interface Kept extends WillOfClient {
-  /** The same wherever it is taken to: by it nobody takes it over twice. */
-  readonly id: string;
+  /** Of which it is. */
+  readonly connection: number;
   /** Seconds, the session's expiry counted in [MQTT-3.1.2-8]. */
   readonly delaySec: number;
   /** 0 = its client is connected. */
@@ -88,16 +87,22 @@ export function createOrphanedWills(deps: OrphanedWillsDeps): OrphanedWills {
     unwritten.delete(clientId);
     if (unwritten.size >= maxUnwritten) return;
     unwritten.set(clientId, will);
-    void flush();
+    // One that waits from now on may not have to, which is known in a moment.
+    queueMicrotask(() => void flush());
   }
 
-  function keep(clientId: string, will: Kept): void {
-    kept.set(clientId, will);
-    put(clientId, will);
+  function keep(will: Kept): void {
+    const { id } = will.client;
+    kept.set(id, will);
+    put(id, will);
   }
 
   function forget(clientId: string): void {
     if (kept.delete(clientId)) put(clientId, undefined);
+  }
+
+  function done(clientId: string, connection: number): void {
+    if (kept.get(clientId)?.connection === connection) forget(clientId);
   }
 
   /** One of those that are up sees to it: the first by name. */
@@ -146,35 +151,32 @@ export function createOrphanedWills(deps: OrphanedWillsDeps): OrphanedWills {
   async function adopt(clientId: string, will: Kept, { seenAt = deps.now() }: ClusterPeer): Promise<void> {
     if (arrived.has(clientId)) return;
     const own = kept.get(clientId);
-    if (own && own.id !== will.id && own.dueAt === 0) return;
+    if (own && own.connection > will.connection) return;
     const dueAt = will.dueAt > 0 ? will.dueAt : seenAt + will.delaySec * 1000;
-    if (own?.id !== will.id) {
+    if (own?.connection !== will.connection) {
       if (dueAt <= deps.now()) {
         await deps.publish(will, 0);
         return;
       }
       kept.set(clientId, { ...will, dueAt });
-      await deps.publish(will, dueAt);
+      void deps.publish(will, dueAt).finally(() => done(clientId, will.connection));
     }
     // From here on whoever sees to this node's wills finds it; only then it is dropped where it was.
     const adopted = kept.get(clientId);
-    if (adopted?.id === will.id) await cluster.wills.put(clientId, encode(adopted));
+    if (adopted?.connection === will.connection) await cluster.wills.put(clientId, encode(adopted));
   }
 
   return {
-    keep(clientId, { will, client }, expirySec) {
-      const delaySec = Math.min(will.delaySec, expirySec);
-      keep(clientId, { will, client, id: randomUUID(), delaySec, dueAt: 0 });
+    keep({ will, client }, connection, expirySec) {
+      keep({ will, client, connection, delaySec: Math.min(will.delaySec, expirySec), dueAt: 0 });
     },
-    wait(clientId, dueAt) {
+    wait(clientId, expirySec) {
       const will = kept.get(clientId);
-      if (will) keep(clientId, { ...will, dueAt });
+      const delaySec = Math.min(will?.will.delaySec ?? 0, expirySec);
+      if (will && delaySec > 0) keep({ ...will, dueAt: deps.now() + delaySec * 1000 });
     },
+    done,
     forget,
-    settled(clientId) {
-      // Its client may be here again, with another will.
-      if (kept.get(clientId)?.dueAt !== 0) forget(clientId);
-    },
     back(clientId) {
       if (underWay > 0) arrived.add(clientId);
     },
@@ -187,10 +189,10 @@ export function createOrphanedWills(deps: OrphanedWillsDeps): OrphanedWills {
   };
 }
 
-function encode({ will: { payload, properties, ...will }, client, id, delaySec, dueAt }: Kept): Buffer {
+function encode({ will: { payload, properties, ...will }, client, connection, delaySec, dueAt }: Kept): Buffer {
   const { correlationData, ...others } = properties ?? {};
   const told = {
-    id,
+    connection,
     delaySec,
     dueAt,
     client,

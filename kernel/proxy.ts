@@ -148,10 +148,7 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
   /** Runs that outlive their connection: wills, Disconnect pipelines and presence. */
   let lastWords = 0;
   let quiet: (() => void) | undefined;
-  const wills = createWills(deps.clock, (clientId, waits) => {
-    siblings?.willWaits(clientId, waits);
-    if (!waits) store.willSettled?.(clientId);
-  });
+  const wills = createWills(deps.clock, siblings && ((clientId, waits) => siblings.willWaits(clientId, waits)));
   const startedAt = now();
   let maxConnected = 0;
   const sysTopics = createSysTopics({
@@ -182,10 +179,19 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
       if (!resumed) inboundWork.forget(clientId);
     },
     ended: (clientId) => wills.ended(clientId),
+    speakFor({ client, will, connection }, said) {
+      if (connection !== undefined) {
+        const told = { ...client, certificate: undefined, data: new Map<string, unknown>() };
+        teller.disconnected({ client: told, connection, lane: createLane() }, "workerEnded");
+      }
+      if (will && !stopping) speakWill({ client, will }, said);
+      else said();
+    },
   });
 
   const owner: ConnectionOwner = {
     turns: createTurns(),
+    crowd: { inWork: 0 },
     get limits() {
       return spec;
     },
@@ -356,11 +362,29 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
     connection.resume(pause.auth);
   }
 
-  /** The will of a client whose node is gone: through the same pipeline as if it had been connected here. */
-  function publishOrphaned({ will, client: known }: WillOfClient, dueAt: number): Promise<void> {
-    const { delaySec: _, ...message } = will;
+  /** The will of a client whose node is gone. Resolves when it is seen to. */
+  function publishOrphaned(left: WillOfClient, dueAt: number): Promise<void> {
+    const { promise, resolve } = Promise.withResolvers<void>();
+    const speak = (): void => speakWill(left, resolve);
+    const delay = (dueAt - now()) / 1000;
+    // It may still come back.
+    if (delay > 0) wills.wait(left.client.id, delay, speak, resolve);
+    else speak();
+    return promise;
+  }
+
+  /** The will of a client whose connection was elsewhere: through the same pipeline as if it had been here. */
+  function speakWill({ will, client: known }: WillOfClient, said: () => void): void {
     const client: Client = { ...known, certificate: undefined, data: new Map() };
-    const packet: PublishPacket = { ...message, dup: false, packetId: undefined };
+    const packet: PublishPacket = {
+      topic: will.topic,
+      payload: will.payload,
+      qos: will.qos,
+      retain: will.retain,
+      properties: will.properties,
+      dup: false,
+      packetId: undefined,
+    };
     const toAll = async (): Promise<void> => {
       const { topic, payload, qos, retain, properties } = packet;
       const invalid = topicNameProblem(topic);
@@ -369,27 +393,16 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
     };
     const final = spec.brokerMode ? toAll : undefined;
     const job: Job = { type: "Publish", origin: "will", packet, client, lane: createLane(), final };
-    const { promise, resolve } = Promise.withResolvers<void>();
-    const speak = (): void => {
-      meters.messageIn();
-      outlive((said) => {
-        const settle = (outcome: Outcome): void => {
-          if (outcome.kind !== "passed") meters.dropped(nameOf(outcome));
-          said();
-          resolve();
-        };
-        const outcome = run(job, settle);
-        if (outcome) settle(outcome);
-      });
-    };
-    const delay = (dueAt - now()) / 1000;
-    if (delay <= 0) {
-      speak();
-      return promise;
-    }
-    // It may still come back.
-    wills.wait(client.id, delay, speak);
-    return Promise.resolve();
+    meters.messageIn();
+    outlive((over) => {
+      const settle = (outcome: Outcome): void => {
+        if (outcome.kind !== "passed") meters.dropped(nameOf(outcome));
+        over();
+        said();
+      };
+      const outcome = run(job, settle);
+      if (outcome) settle(outcome);
+    });
   }
 
   /** No rule for a packet type = allowed. A rule's pipeline was there when the config was checked. */
@@ -443,6 +456,7 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
           if (!isDeepStrictEqual(previous.clientPublishLimit, next.clientPublishLimit)) {
             for (const peer of peers.values()) peer.limitPublishes();
           }
+          if (!isStarted) siblings?.ready();
           isStarted = true;
           // Of several workers, the process that has the numbers of all tells them.
           if (!siblings) sysTopics.every(next.sysInterval);

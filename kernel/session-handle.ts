@@ -35,7 +35,9 @@ export interface HandleOwner extends Pick<SessionHandle, "present" | "subscribe"
   record(entries: readonly Entry[]): Promise<void> | undefined;
   /** Its deliveries have begun. */
   attached?(): void;
-  closed(expirySec: SessionExpiry | undefined, willDueAt: number | undefined): Awaitable<void>;
+  closed(expirySec: SessionExpiry | undefined): Awaitable<void>;
+  /** {@link SessionHandle.willDone} */
+  willDone?(): void;
   lost(why: LostReason): void;
 }
 
@@ -117,11 +119,15 @@ class LocalHandle implements MemoryHandle {
     this.pump();
   }
 
-  close(expirySec?: SessionExpiry, willDueAt?: number): Awaitable<void> {
+  close(expirySec?: SessionExpiry): Awaitable<void> {
     if (!this.open) return;
     this.open = false;
     this.deliver = undefined;
-    return this.owner.closed(expirySec, willDueAt);
+    return this.owner.closed(expirySec);
+  }
+
+  willDone(): void {
+    this.owner.willDone?.();
   }
 
   lose(why: LostReason): void {

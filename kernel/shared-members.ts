@@ -29,8 +29,8 @@ import type { PublishOptions } from "./store.ts";
 import { createTopicIndex, parseShared } from "./topics.ts";
 
 export interface SharedMembers extends SharedMemberships {
-  /** Owned here, with connected members, that a message matches. */
-  matching(topic: string): number;
+  /** Owned here, with connected members, that a message matches: their topic filters. */
+  matching(topic: string): string[];
   handOut(message: ClusterMessage, position: LogPosition | undefined): void;
   /** The client's session has ended, whichever node it was on: it is a member of these no more. @throws SluiceError STORE_FAILED */
   forget(clientId: string, topicFilters: readonly string[]): Promise<void>;
@@ -50,7 +50,7 @@ export interface SharedMembersDeps {
   readonly clock: HybridClock;
   now(): number;
   kept(message: ClusterMessage, position: LogPosition | undefined): KeptMessage;
-  receiptsOf(message: ClusterMessage): PublishOptions["receipts"];
+  receiptsOf(message: ClusterMessage, sharedBy: string): PublishOptions["receipts"];
   gap(): void;
   conflict(): void;
 }
@@ -114,7 +114,12 @@ export function createSharedMembers(deps: SharedMembersDeps): SharedMembers {
     if (position) local.pending.add(placeOf(position));
     const retain = message.retain && grant.retainAsPublished;
     const target = { key: member, value: grant, sharedBy: topicFilter };
-    const { qos } = deliveries.give(target, deps.kept(message, position), retain, deps.receiptsOf(message));
+    const { qos } = deliveries.give(
+      target,
+      deps.kept(message, position),
+      retain,
+      deps.receiptsOf(message, topicFilter),
+    );
     // Nobody acknowledges it.
     if (qos === 0 && position) settle(topicFilter, position, "done");
     return true;
@@ -343,7 +348,8 @@ export function createSharedMembers(deps: SharedMembersDeps): SharedMembers {
     async forget(clientId, topicFilters) {
       for (const topicFilter of topicFilters) await forgetOne(clientId, topicFilter);
     },
-    matching: (topic) => index.match(topic).filter(({ key }) => key.hasConnected).length,
+    matching: (topic) =>
+      index.match(topic).flatMap(({ key: { hasConnected, topicFilter } }) => (hasConnected ? [topicFilter] : [])),
     handOut(message, position) {
       if (message.to !== undefined) return;
       for (const { key } of index.match(message.topic)) {

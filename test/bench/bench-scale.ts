@@ -1,12 +1,13 @@
 /**
  * How the cost grows with the size of a fleet: `npm run bench:scale -- [--seconds 2] [--curves a,b] [--json file]`. Curves:
- * clients, topics, payload, subscriptions, memory, connects.
+ * clients, topics, churn, payload, subscriptions, memory,
+ * connects.
  */
 import { execFile } from "node:child_process";
 import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { parseArgs, promisify } from "node:util";
-import { type Bench, connects, type Figures, idle, ingest } from "./measure.ts";
+import { type Bench, connects, type Figures, idle, ingest, ingestBesideChurn } from "./measure.ts";
 import type { Row } from "./rows.ts";
 import { runRows } from "./run-rows.ts";
 import type { Setup } from "./servers/server.ts";
@@ -50,6 +51,24 @@ const points: readonly Point[] = [
   ...[10, 1000, 100_000].map((count) =>
     ingestPoint("topics", `${numbers.format(count)} topics`, { topics: topicsOf(count) }),
   ),
+  ...(
+    [
+      ["2,000 plain subscriptions and unsubscriptions a second", "bench/device/{n}/command"],
+      ["2,000 with a wildcard", "bench/device/{n}/#"],
+      ["2,000 with a wildcard before the device", "bench/+/{n}/command"],
+    ] as const
+  ).map(([at, filter]): Point => ({
+    curve: "churn",
+    at,
+    figure: "cpuUs",
+    unit: "us a message",
+    measure: (bench) =>
+      ingestBesideChurn(
+        bench,
+        { clients: 50, qos: 1, window: 32, topics: topicsOf(10_000) },
+        { clients: 1000, filter, rate: 2000 },
+      ),
+  })),
   ...[16, 256, 4096, 65_536, 262_144].map((payloadBytes) =>
     ingestPoint("payload", `${numbers.format(payloadBytes)} bytes`, {
       payloadBytes,

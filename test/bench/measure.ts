@@ -100,6 +100,26 @@ export async function ingest(bench: Bench, options: IngestOptions): Promise<Figu
   return { ...found, lost: Math.max(0, due - (await settled(kafka.arrived, had + due)) + had) };
 }
 
+/** As {@link ingest}, while other clients' subscriptions come and go: what those cost is in the figure. */
+export async function ingestBesideChurn(
+  bench: Bench,
+  options: IngestOptions,
+  churn: { readonly clients: number; readonly filter: string; readonly rate: number },
+): Promise<Figures> {
+  const load = await bench.reader.start("churn", { address: bench.server.address, ...churn });
+  let stopped: Promise<Reading> | undefined;
+  try {
+    const found = await ingest(bench, options);
+    stopped = load.stop();
+    const { sent, closed = 0, skipped = 0 } = await stopped;
+    if (closed > 0) throw new Error(`the server has closed ${closed} connections that subscribed`);
+    if (skipped > sent / 10) throw new Error(`${skipped} of ${sent + skipped} subscriptions were not answered in time`);
+    return found;
+  } finally {
+    await (stopped ?? load.stop());
+  }
+}
+
 /** The last count, once it is what is due or has stood still. */
 async function settled(count: () => Promise<number>, due: number): Promise<number> {
   let last = -1;

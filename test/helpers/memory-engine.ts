@@ -362,11 +362,18 @@ export function createMemoryCluster(
         },
       },
       retained: {
-        async set(message, position) {
+        async set(message, position, { mayAdd, mayGrow }) {
           await hop(node);
           const old = at.retained.get(message.topic);
           const isLate = position && old?.position && old.position.seq > position.seq;
-          if (!isLate) at.retained.set(message.topic, { message, position });
+          const before = old?.message.payload.length ?? 0;
+          const isRefused = (!mayAdd && before === 0) || (!mayGrow && before < message.payload.length);
+          if (!isLate && !isRefused) at.retained.set(message.topic, { message, position });
+          await answer(node);
+          return !isRefused;
+        },
+        async recount() {
+          await hop(node);
           await answer(node);
         },
         async *match(topicFilter) {
@@ -377,7 +384,8 @@ export function createMemoryCluster(
         },
         get counts() {
           const kept = [...at.retained.values()].filter(({ message }) => message.payload.length > 0);
-          return { messages: kept.length, bytes: kept.reduce((sum, { message }) => sum + message.payload.length, 0) };
+          const bytes = kept.reduce((sum, { message }) => sum + message.payload.length, 0);
+          return { messages: kept.length, bytes, unheard: { messages: 0, bytes: 0 } };
         },
       },
       wills: {

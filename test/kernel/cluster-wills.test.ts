@@ -36,23 +36,27 @@ async function open(...ids: string[]) {
   const nodes: Node[] = [];
   for (const id of ids) {
     const clients = new Map<string, { handle: SessionHandle; delaySec: number }>();
-    const wills = createWills(clock, (clientId, waits) => {
-      if (!waits && node.isAlive) node.proxy.willSettled?.(clientId);
-    });
-    const publish = (clientId: string): void => {
-      if (node.isAlive) published.push(`${id}: ${clientId}`);
+    const wills = createWills(clock);
+    const publish = (clientId: string, done: () => void): void => {
+      if (!node.isAlive) return;
+      published.push(`${id}: ${clientId}`);
+      done();
     };
     function closed(clientId: string): void {
       const { handle, delaySec } = clients.get(clientId)!;
       clients.delete(clientId);
-      void handle.close(undefined, delaySec > 0 ? Date.now() + delaySec * 1000 : undefined);
-      if (delaySec > 0) wills.wait(clientId, delaySec, () => publish(clientId));
-      else publish(clientId);
+      void handle.close();
+      const done = (): void => handle.willDone?.();
+      if (delaySec > 0) wills.wait(clientId, delaySec, () => publish(clientId, done), done);
+      else publish(clientId, done);
     }
     const inner = await cluster.node(id, {
-      onOrphanedWill: async ({ client }, dueAt) => {
-        if (dueAt > Date.now()) wills.wait(client.id, (dueAt - Date.now()) / 1000, () => publish(client.id));
-        else publish(client.id);
+      onOrphanedWill({ client: { id: clientId } }, dueAt) {
+        const { promise, resolve } = Promise.withResolvers<void>();
+        const delaySec = (dueAt - Date.now()) / 1000;
+        if (delaySec > 0) wills.wait(clientId, delaySec, () => publish(clientId, resolve), resolve);
+        else publish(clientId, resolve);
+        return promise;
       },
       onElsewhere: (clientId, resumed) => wills.back(clientId, resumed),
     });

@@ -5,6 +5,7 @@ import { createServer, connect as connectTcp, type Socket } from "node:net";
 import { test } from "node:test";
 import { createTestHost } from "@sluice/testkit";
 import { createMemoryStore } from "../../kernel/memory-store.ts";
+import { systemClock } from "../../kernel/host.ts";
 import type { Message } from "../../kernel/plugin.ts";
 import { createRemoteStore } from "../../kernel/remote-store.ts";
 import { createStoreServer, type ServedProxy } from "../../kernel/store-server.ts";
@@ -39,7 +40,7 @@ async function serve(maxConnections = 0): Promise<Served> {
   await inner.start();
   close();
   const proxies = new Map<string, ServedProxy>();
-  const server = createStoreServer((name) => proxies.get(name));
+  const server = createStoreServer((name) => proxies.get(name), systemClock);
   const workers: { store: Store; link: StoreLink }[] = [];
   return {
     inner,
@@ -52,7 +53,16 @@ async function serve(maxConnections = 0): Promise<Served> {
         open(name, options) {
           const opened = inner.open(name, options);
           if (!proxies.has(name)) {
-            proxies.set(name, { name, store: opened, maxConnections, admit: () => true, now: () => Date.now() });
+            proxies.set(name, {
+              name,
+              store: opened,
+              maxConnections,
+              hasPresence: false,
+              admit: () => true,
+              now: () => Date.now(),
+              lost: () => undefined,
+              willsLost: () => undefined,
+            });
           }
           return remote.open(name);
         },
