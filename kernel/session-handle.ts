@@ -36,6 +36,8 @@ export interface HandleOwner extends Pick<SessionHandle, "present" | "subscribe"
   /** Its deliveries have begun. */
   attached?(): void;
   closed(expirySec: SessionExpiry | undefined): Awaitable<void>;
+  /** {@link SessionHandle.willDone} */
+  willDone?(): void;
   lost(why: LostReason): void;
 }
 
@@ -122,6 +124,10 @@ class LocalHandle implements MemoryHandle {
     this.open = false;
     this.deliver = undefined;
     return this.owner.closed(expirySec);
+  }
+
+  willDone(): void {
+    this.owner.willDone?.();
   }
 
   lose(why: LostReason): void {

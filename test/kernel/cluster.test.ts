@@ -558,7 +558,9 @@ test("the wills of a node that dies are published by one of the others, once, sa
     });
   await join(c, "clean", true);
   await join(c, "lasting", false);
-  await (await join(c, "left", false)).close();
+  const left = await join(c, "left", false);
+  await left.close();
+  left.willDone?.();
   for (const clientId of ["back", "moved"]) await join(c, clientId, false);
   await join(b, "moved", false);
   // One that hears nothing of it: its client is at another node when the first is found dead.
