@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { once } from "node:events";
-import { Agent, type IncomingMessage, request } from "node:http";
+import { Agent, type IncomingMessage, request as openRequest } from "node:http";
 import type { Socket } from "node:net";
 import { test } from "node:test";
 import { SluiceError } from "../../kernel/errors.ts";
@@ -400,7 +400,7 @@ test("many refused requests are answered a share at a time, and their connection
   const body = JSON.stringify({ topic: "a", payload: "x".repeat(200_000) });
   const ask = async (): Promise<{ status: number; retryAfter: string | undefined; ms: number }> => {
     const from = performance.now();
-    const asked = request({ agent, port: api.port, method: "POST", path: `/apis/v2${path}` });
+    const asked = openRequest({ agent, port: api.port, method: "POST", path: `/apis/v2${path}` });
     asked.once("socket", (socket) => sockets.add(socket));
     asked.end(body);
     const [answer] = (await once(asked, "response")) as [IncomingMessage];
