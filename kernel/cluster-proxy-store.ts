@@ -236,6 +236,7 @@ export function createClusterProxyStore(
     census: createCensus(proxy, engine),
     sharedBy: (topic) => shared.matching(topic),
     sessionOf,
+    madeFor: (handle) => byHandle.get(handle),
     session: (clientId) => sessions.get(clientId),
     find: (clientId) => owners.find(clientId),
     onDropped: (reason) => options.onDropped(reason, 1),

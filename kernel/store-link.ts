@@ -301,7 +301,7 @@ export function serveStore(stream: Duplex, sharedOf: (name: string) => Shared): 
         out.number(matched);
         out.number(connected);
       },
-      () => cameIn(inbound && holder, packetId),
+      inbound && (() => cameIn(holder, packetId)),
     );
   }
 

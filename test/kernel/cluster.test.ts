@@ -205,6 +205,27 @@ test("QoS 2 to a client: a node that dies between the steps leaves each message 
   );
 });
 
+test("QoS 2 from a client: what is published after its connection has ended is the same message when it is sent again", async () => {
+  const { a, b } = await two();
+  const sub = await connect(b.proxy, "sub", { filters: [["t", 2]] });
+  const publish = async (node: typeof a, { handle }: { handle: typeof sub.handle }, packetId: number) =>
+    await node.proxy.publish(message("t", 2, String(packetId)), { from: "c", inbound: { handle, packetId } });
+  const client = await connect(a.proxy, "c");
+  const running = publish(a, client, 1);
+  await client.handle.close();
+  await running;
+  // It had been waiting for the one before it.
+  await publish(a, client, 2);
+  for (const node of [a, b]) {
+    const again = await connect(node.proxy, "c");
+    for (const packetId of [1, 2]) if (!again.handle.inbound.has(packetId)) await publish(node, again, packetId);
+    assert.deepEqual([again.handle.inbound.has(1), again.handle.inbound.has(2)], [true, true]);
+    await again.handle.close();
+  }
+  await b.proxy.publish(message("t", 2, "last"));
+  await eventually(() => sub.payloads(), ["1", "2", "last"]);
+});
+
 test("QoS 2 from a client: sent again to another node it is the same message, and the id used anew is another", async () => {
   const { cluster, a, b } = await two();
   const sub = await connect(b.proxy, "sub", { filters: [["t", 2]] });
