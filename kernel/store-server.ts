@@ -56,7 +56,15 @@ export function createStoreServer(proxyOf: (name: string) => ServedProxy | undef
       dropped: (count) => proxy.served.willsLost(count),
     });
     const whereabouts = createWhereabouts<Link>();
-    const proxy: Shared = { served, holders: new Map(), whereabouts, lastWords, lastOrdinal: 0, peak: 0 };
+    const proxy: Shared = {
+      served,
+      holders: new Map(),
+      whereabouts,
+      lastWords,
+      publishing: new Map(),
+      lastOrdinal: 0,
+      peak: 0,
+    };
     return proxy;
   }
 

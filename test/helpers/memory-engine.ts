@@ -41,6 +41,8 @@ export interface MemoryNode {
   readonly engine: ClusterEngine;
   /** From now on nothing reaches it, and it reaches nothing. */
   cutOff(): void;
+  /** The node stays connected, and none of those who decide answers: what it says of its health alone. */
+  loseMajority(): void;
   rejoin(): void;
   /** It is gone at once; the others hear of it. */
   kill(): void;
@@ -94,6 +96,8 @@ interface NodeState {
   incarnation: string;
   reachable: boolean;
   alive: boolean;
+  /** Those who decide answer. */
+  hasMajority: boolean;
   left: boolean;
   /** When it was last reachable; undefined = it is. */
   seenAt: number | undefined;
@@ -436,10 +440,12 @@ export function createMemoryCluster(
         maxRecordBytes: 1 << 20,
         dedupeMs: 60_000,
         graceMs: 300,
+        kickMs: 1000,
       },
       health: () => ({
         live: node.reachable && node.alive,
-        durable: node.reachable && node.alive,
+        durable: node.reachable && node.alive && node.hasMajority,
+        reached: node.reachable && node.alive && node.hasMajority,
         reasons: node.reachable ? [] : ["the engine can't be reached"],
       }),
       onHealth(changed) {
@@ -462,8 +468,15 @@ export function createMemoryCluster(
           }
           const handler = peer.handlers.get(kind);
           if (!handler) throw new Error(`${to} does not know ${kind}`);
-          const done = (await handler(body, node.id)) ?? Buffer.alloc(0);
-          await hop(peer);
+          const answered = (async () => {
+            const done = (await handler(body, node.id)) ?? Buffer.alloc(0);
+            await hop(peer);
+            return done;
+          })();
+          answered.catch(() => undefined);
+          // It may die before its answer has left.
+          const done = await Promise.race([answered, sleep(timeoutMs)]);
+          if (!done) throw new Error(`${to} does not answer`);
           await hop(node);
           return done;
         },
@@ -491,6 +504,7 @@ export function createMemoryCluster(
         incarnation: randomUUID(),
         reachable: true,
         alive: true,
+        hasMajority: true,
         left: false,
         seenAt: undefined,
         listeners: new Map(),
@@ -507,6 +521,10 @@ export function createMemoryCluster(
           state.reachable = false;
           state.seenAt = now();
           tellPeers(state);
+          tellHealth(state);
+        },
+        loseMajority() {
+          state.hasMajority = false;
           tellHealth(state);
         },
         rejoin() {
