@@ -147,6 +147,7 @@ export function createAdmission(initial: RateLimit | undefined, deps: AdmissionD
         expirySec,
         info: { username: client.username, address: client.address },
         onLost: (why) => connection.close(why),
+        protocolVersion: client.protocolVersion,
         will: connect.will && { will: connect.will, client: idOf(client) },
       });
     } catch (error) {
@@ -156,6 +157,7 @@ export function createAdmission(initial: RateLimit | undefined, deps: AdmissionD
       return;
     }
     if (connection.closed) {
+      handle.willDone?.();
       await handle.close();
       return;
     }

@@ -46,8 +46,13 @@ export interface ClusterNode {
 
 export interface ClusterPeer extends ClusterNode {
   readonly isUp: boolean;
-  /** It said goodbye: its clients were told, and its wills are not to be published. */
+  /** It said goodbye: its clients were told, and their wills are not to be published, save those that waited already. */
   readonly hasLeft: boolean;
+  /**
+   * When it was last known to be there, in milliseconds since the epoch: of one that is down, a few seconds before that was
+   * noticed. Undefined = this node has never heard of it.
+   */
+  readonly seenAt?: number | undefined;
 }
 
 export interface ClusterCaps {
@@ -272,13 +277,30 @@ export interface ListedSession {
 export interface ClusterRetained {
   /**
    * Makes the message its topic's retained one, an empty payload clears it; resolves once that is durable. With a position,
-   * which is the message's own in the log, it gives way to one that was set with a later position.
+   * which is the message's own in the log, it gives way to one that was set with a later position. Answers false, and the
+   * topic keeps what it has, where the message may not be what it would be.
+   *
+   * @param o.mayAdd its topic may have none so far
+   * @param o.mayGrow it may be larger than the one before it
    */
-  set(message: ClusterMessage, position: LogPosition | undefined): Promise<void>;
+  set(
+    message: ClusterMessage,
+    position: LogPosition | undefined,
+    o: { readonly mayAdd: boolean; readonly mayGrow: boolean },
+  ): Promise<boolean>;
   /** Those that a topic filter matches, in pieces and in no order; everything that was durable before the call among them. */
   match(topicFilter: string): AsyncIterable<readonly ClusterMessage[]>;
-  /** About what the engine holds of this proxy, as last heard. */
-  readonly counts: { readonly messages: number; readonly bytes: number };
+  /**
+   * About what the engine holds of this proxy: as last heard, and with what this node has set since, as if each topic were
+   * new, of which `unheard` is the number. Of bytes those that it takes to store them.
+   */
+  readonly counts: {
+    readonly messages: number;
+    readonly bytes: number;
+    readonly unheard: { readonly messages: number; readonly bytes: number };
+  };
+  /** Hears anew, unless it has just now. Rejects where nobody answers. */
+  recount(): Promise<void>;
 }
 
 /** What is to be published if this node dies: kept with its incarnation, one a client id. */

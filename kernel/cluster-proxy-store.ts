@@ -1,8 +1,10 @@
 /** The sessions of one proxy on one node of a cluster. */
 import type { ClusterEngine, ClusterMessage, ClusterPeer, ClusterProxy, LogPosition } from "./cluster-engine.ts";
 import { type ClusterSession, createClusterSession, type Claim, directGrant } from "./cluster-session.ts";
-import { createClusterPublisher } from "./cluster-publisher.ts";
+import { createCensus } from "./cluster-census.ts";
+import { type Answers, createClusterPublisher, type Matching } from "./cluster-publisher.ts";
 import { createDeliveries } from "./deliveries.ts";
+import { createDepartures, isNode } from "./departures.ts";
 import { messageOf, SluiceError } from "./errors.ts";
 import { createExpiries } from "./expiries.ts";
 import { type Grant, grantOf, mergeGrants } from "./grant.ts";
@@ -25,6 +27,7 @@ import {
   type KeptSession,
 } from "./session-records.ts";
 import { createSessionOwners, type Kick } from "./session-owners.ts";
+import { createSessionSweep } from "./session-sweep.ts";
 import { createSharedMembers, isGroup } from "./shared-members.ts";
 import type {
   Acquisition,
@@ -54,7 +57,7 @@ export interface ClusterProxyStore extends ProxyStore {
   close(): Promise<void>;
 }
 
-export const controlKinds = ["kick", "here", "match", "receipt", "direct", "sessions", "shared"] as const;
+export const controlKinds = ["kick", "here", "match", "count", "receipt", "direct", "sessions", "shared"] as const;
 export type ControlKind = (typeof controlKinds)[number];
 
 export interface ClusterMeters {
@@ -62,6 +65,8 @@ export interface ClusterMeters {
   conflict(): void;
   missed(count: number): void;
   gap(): void;
+  uncounted(): void;
+  expired(): void;
   forwarded(): void;
 }
 
@@ -72,6 +77,8 @@ export interface ClusterProxyDeps {
   readonly meters: ClusterMeters;
   readonly auditMs: number;
   readonly checkpointMs: number;
+  readonly sweepMs: number;
+  readonly silenceMs: number;
   check(): void;
 }
 
@@ -80,6 +87,9 @@ const busyMs = 10_000;
 
 /** How often sessions are looked at that have something to write, or to read. */
 const tickMs = 1000;
+
+/** Sessions that end soon, and are not left to the next look at all of them. */
+const maxExpiring = 100_000;
 
 /** Clean sessions whose persistent predecessors could not be removed yet. */
 const maxPurges = 100_000;
@@ -95,11 +105,12 @@ export function createClusterProxyStore(
   const sessions = new Map<string, ClusterSession>();
   /** What is done with a session one after the other. */
   const busy = new Map<string, Promise<unknown>>();
-  /** CONNECTs under way; true = somebody else has taken the client meanwhile. */
-  const arriving = new Map<string, { isLost: boolean }>();
+  const arriving = new Map<string, Arrival>();
   /** What the last owner knows of sessions that are being written. */
   const leaving = new Map<string, KeptCursor>();
   const expiries = createExpiries(now);
+  /** What is in there: revision and client id. */
+  const expiring = new Set<string>();
   /** By client, the connection whose predecessors are to go. */
   const purges = new Map<string, number>();
   const index = createTopicIndex<ClusterSession, Grant>({ prefer: mergeGrants, cacheSize: options.topicCacheSize });
@@ -169,21 +180,44 @@ export function createClusterProxyStore(
     cluster,
     logger,
     async connected(clientIds) {
-      const answers = await askAll("here", { clientIds });
+      const { answers } = await askAll("here", { clientIds });
       const elsewhere = answers.flatMap((answer) => JSON.parse(answer.toString()) as string[]);
       return new Set([...clientIds.filter(isHere), ...elsewhere]);
     },
     publish: async (will) => await options.onOrphanedWill?.(will),
+  });
+  const departures = createDepartures({
+    engine,
+    cluster,
+    now,
+    silenceMs: deps.silenceMs,
+    doubted() {
+      check.begin();
+      check.retry();
+    },
   });
   const owners = createSessionOwners({
     proxy,
     engine,
     cluster,
     clock,
+    departures,
     logger,
     now,
     takenOver: () => meters.takenOver(),
     conflict: () => meters.conflict(),
+    leaveShared: (clientId, topicFilters) => shared.forget(clientId, topicFilters),
+  });
+  const sweep = createSessionSweep({
+    engine,
+    cluster,
+    departures,
+    logger,
+    now,
+    everyMs: deps.sweepMs,
+    isOther: isGroup,
+    expire,
+    expireAt,
   });
   const publisher = createClusterPublisher({
     proxy,
@@ -198,6 +232,7 @@ export function createClusterProxyStore(
     handOut,
     matching,
     askAll,
+    census: createCensus(proxy, engine),
     sharedBy: (topic) => shared.matching(topic),
     sessionOf,
     session: (clientId) => sessions.get(clientId),
@@ -274,12 +309,13 @@ export function createClusterProxyStore(
     return sessions.get(clientId)?.handle !== undefined;
   }
 
-  /** What those answer that do, of the nodes that are up. */
-  async function askAll(kind: ControlKind, question: object): Promise<Buffer[]> {
+  /** What those answer that do, of the nodes that are up; `isWhole` = all of them. */
+  async function askAll(kind: ControlKind, question: object): Promise<Answers> {
     const body = Buffer.from(JSON.stringify({ proxy, ...question }));
     const peers = engine.peers().filter(({ isUp }) => isUp);
     const answers = await Promise.allSettled(peers.map(({ id }) => engine.control.request(id, kind, body, askMs)));
-    return answers.flatMap((answer) => (answer.status === "fulfilled" ? [answer.value] : []));
+    const given = answers.flatMap((answer) => (answer.status === "fulfilled" ? [answer.value] : []));
+    return { answers: given, isWhole: given.length === peers.length && engine.health().live };
   }
 
   /** Undefined where it has ended. */
@@ -423,12 +459,25 @@ export function createClusterProxyStore(
     });
   }
 
-  /** Guarded by its revision: if its client has been back meanwhile, nothing happens. */
   function expireLater(clientId: string, revision: number, expirySec: SessionExpiry): void {
-    if (expirySec === neverExpires) return;
-    expiries.add(now() + expirySec * 1000, () => {
-      cluster.records.remove(clientId, revision).catch(() => undefined);
+    const at = now() + expirySec * 1000;
+    if (expirySec !== neverExpires && at <= now() + sweep.reachMs) expireAt(at, clientId, revision);
+  }
+
+  /** Guarded by its revision: if its client has been back meanwhile, nothing happens. */
+  function expireAt(at: number, clientId: string, revision: number): void {
+    const key = `${revision} ${clientId}`;
+    if (expiring.has(key) || expiring.size >= maxExpiring) return;
+    expiring.add(key);
+    expiries.add(at, () => {
+      expiring.delete(key);
+      // What fails is left to the next look at all sessions.
+      expire(clientId, revision).catch(() => undefined);
     });
+  }
+
+  async function expire(clientId: string, revision: number): Promise<void> {
+    if (await owners.expire(clientId, revision)) meters.expired();
   }
 
   async function deliverRetained(session: ClusterSession, topicFilter: string, isNew: boolean): Promise<void> {
@@ -547,10 +596,10 @@ export function createClusterProxyStore(
       const old = sessions.get(clientId);
       if (old?.claim && !client.cleanStart && old.session.expirySec > 0) return resumeHere(old, client);
       if (old) loseTo(old, "takenOver");
-      const arrival = { isLost: false };
+      const arrival: Arrival = { isLost: false, revision: 0, connection: 0 };
       arriving.set(clientId, arrival);
       try {
-        const { claim, kept: found } = await owners.take(client, fenced);
+        const { claim, kept: found, sentUpTo } = await owners.take(client, fenced);
         const { connection } = claim.ownership;
         announce({
           clientId,
@@ -568,6 +617,7 @@ export function createClusterProxyStore(
             subscriptions: found?.subscriptions ?? new Map(),
             cursor: found?.cursor,
             sent: unanswered.sent,
+            sentUpTo,
             inbound: found?.inbound ?? new Map(),
           },
           sessionDeps,
@@ -579,7 +629,7 @@ export function createClusterProxyStore(
         }
         const handle = handleOf(session, found !== undefined, client.onLost);
         session.handle = handle;
-        if (arrival.isLost) {
+        if (arrival.isLost || arrival.revision > claim.revision || arrival.connection > connection) {
           loseTo(session, "takenOver");
           // A clean session may have come, which ends this one.
           if (sessions.has(clientId)) await cluster.records.remove(clientId, claim.revision);
@@ -649,7 +699,7 @@ export function createClusterProxyStore(
     const arrival = arriving.get(clientId);
     const session = sessions.get(clientId);
     if (!session) {
-      if (arrival) arrival.isLost = true;
+      if (arrival) heardOf(arrival, { revision, connection, why });
       if (why === "takenOver") options.onElsewhere?.(clientId, resumes);
       const cursor = leaving.get(clientId);
       return cursor && encodeCursor(cursor);
@@ -673,12 +723,16 @@ export function createClusterProxyStore(
   function tick(): void {
     const isDue = now() >= checkpointAt;
     if (isDue) checkpointAt = now() + deps.checkpointMs;
+    let owns = false;
     for (const session of sessions.values()) {
+      owns ||= session.claim !== undefined;
       if (isDue) session.checkpoint();
       if (!session.reader.follows && session.handle) session.reader.resume();
     }
     if (isDue) shared.checkpoint();
     if (purges.size > 0) void purge();
+    // What fails is tried again in a second.
+    if (owns && engine.health().durable) departures.beat().catch(() => undefined);
     check.retry();
     shared.check.retry();
   }
@@ -700,15 +754,17 @@ export function createClusterProxyStore(
 
   async function query(): Promise<readonly SessionInfo[]> {
     const found = new Map<string, SessionInfo>();
-    for (const answer of await askAll("sessions", {})) {
+    for (const answer of (await askAll("sessions", {})).answers) {
       for (const each of JSON.parse(answer.toString()) as SessionInfo[]) found.set(each.clientId, each);
     }
     for (const session of sessions.values()) found.set(session.session.clientId, info(session));
     for await (const listed of cluster.records.list(["sub"])) {
       for (const { owner, records } of listed) {
         const ownership = decodeOwnership(owner.value);
-        const { clientId, expirySec, absentSince, username, connectedAt } = ownership;
-        if (found.has(clientId) || isGroup(clientId) || hasExpired(ownership, now()) || expirySec === 0) continue;
+        const { clientId, expirySec, username, connectedAt } = ownership;
+        if (found.has(clientId) || isGroup(clientId) || isNode(clientId) || expirySec === 0) continue;
+        const absentSince = await departures.lookUp(ownership);
+        if (hasExpired({ ...ownership, absentSince }, now())) continue;
         found.set(clientId, {
           clientId,
           connected: false,
@@ -743,7 +799,7 @@ export function createClusterProxyStore(
     const connection = clock.next(local?.connection);
     const wasKept = await alone(clientId, () => owners.remove(clientId));
     const kick: Omit<Kick, "proxy"> = { clientId, revision: 0, connection, why: "removed", resumes: false };
-    const answers = await askAll("kick", kick);
+    const { answers } = await askAll("kick", kick);
     return local !== undefined || wasKept || answers.some((answer) => answer.length > 0);
   }
 
@@ -783,7 +839,14 @@ export function createClusterProxyStore(
         }
         case "match": {
           const { topic, publisher: by } = JSON.parse(body.toString()) as { topic: string; publisher?: string };
-          return Buffer.from(JSON.stringify(matching(topic, by).map(({ session }) => session.session.clientId)));
+          const clientIds = matching(topic, by).map(({ session }) => session.session.clientId);
+          return Buffer.from(JSON.stringify({ clientIds, shared: shared.matching(topic) } satisfies Matching));
+        }
+        case "count": {
+          const { topics } = JSON.parse(body.toString()) as { topics: string[] };
+          return Buffer.from(
+            JSON.stringify(topics.map((topic) => matching(topic, undefined).length + shared.matching(topic).length)),
+          );
         }
         case "receipt":
           return relay.told(body);
@@ -810,6 +873,7 @@ export function createClusterProxyStore(
       }
     },
     revived() {
+      departures.revived();
       wills.retry();
       void tail.audit();
       void purge();
@@ -817,17 +881,35 @@ export function createClusterProxyStore(
     peerChanged(peer) {
       shared.peerChanged();
       wills.peer(peer);
+      if (!peer.isUp) sweep.peerGone();
     },
     async close() {
       clearInterval(timer);
       for (const session of sessions.values()) if (session.handle) void session.handle.close();
       owners.close();
-      await Promise.allSettled(busy.values());
+      await Promise.allSettled([...busy.values(), sweep.close()]);
+      if (engine.health().durable) await departures.leave().catch(() => undefined);
       await shared.close();
       expiries.close();
       tail.close();
     },
   };
+}
+
+/** A CONNECT under way, and who else has taken its client meanwhile. */
+interface Arrival {
+  isLost: boolean;
+  /** The latest revision of the owner record that another has told of. */
+  revision: number;
+  /** The latest clean session's number. */
+  connection: number;
+}
+
+/** Who has told of it may have claimed the session before this CONNECT did, and be the one that has lost it. */
+function heardOf(arrival: Arrival, { revision, connection, why }: Pick<Kick, "revision" | "connection" | "why">): void {
+  if (why === "removed") arrival.isLost = true;
+  else if (revision > 0) arrival.revision = Math.max(arrival.revision, revision);
+  else arrival.connection = Math.max(arrival.connection, connection);
 }
 
 function isOwned(session: ClusterSession): session is ClusterSession & { readonly claim: Claim } {

@@ -100,6 +100,8 @@ export interface SessionStart extends Pick<Acquisition, "clientId" | "expirySec"
   readonly cursor: Pick<KeptCursor, "upTo" | "settled"> | undefined;
   /** What its client was sent and has not answered: it comes again in the log's order, under the same packet ids. */
   readonly sent: readonly KeptDelivery[];
+  /** Whatever is in the log up to here may have been sent by a node that nobody can ask any more [MQTT-3.3.1-1]. */
+  readonly sentUpTo?: LogPositions | undefined;
   readonly inbound: ReadonlyMap<number, KeptInbound>;
 }
 
@@ -164,7 +166,11 @@ export function createClusterSession(start: SessionStart, deps: ClusterSessionDe
 
   function give(message: ClusterMessage, position: LogPosition, value: Grant, packetId: number | undefined): void {
     const retain = message.retain && value.retainAsPublished;
-    deliveries.give({ key: held, value }, deps.kept(message, position), retain, deps.receiptsOf(message), packetId);
+    // What is of QoS 2 was written down before it was sent: without a packet id it was not.
+    const isQos1 = Math.min(message.qos, value.qos) === 1;
+    const mayBeSent = isQos1 && position.seq <= (start.sentUpTo?.get(position.shard) ?? 0);
+    const target = { key: held, value };
+    deliveries.give(target, deps.kept(message, position), retain, deps.receiptsOf(message), packetId, mayBeSent);
   }
 
   /** What its client was sent and the log has not brought again: the subscription is gone, or the message. */

@@ -23,7 +23,8 @@ export type CloseReason =
   | "storeLost"
   | "pipeline"
   | "fault"
-  | "shutdown";
+  | "shutdown"
+  | "workerEnded";
 
 /** What an MQTT 5 client is told when the connection is closed. */
 export interface Farewell {
@@ -53,6 +54,7 @@ export interface ConnectionOwner {
   /** Those of now: a config change reaches connections that are open. */
   readonly limits: ConnectionLimits;
   readonly turns: Turns;
+  readonly crowd: Crowd;
   /** In order; never again once the connection is closed. */
   onPacket(connection: Connection, packet: InPacket): void;
   /** Bytes that are no MQTT; the owner closes, with a CONNACK where the refusal has one. */
@@ -66,6 +68,11 @@ export interface ConnectionOwner {
   /** A DISCONNECT is sent. */
   onDisconnect(connection: Connection): void;
   onClosed(connection: Connection, why: CloseReason): void;
+}
+
+/** What the connections of a proxy have in work together. */
+export interface Crowd {
+  inWork: number;
 }
 
 export interface ConnectionLimits {
@@ -96,6 +103,13 @@ const maxOutputBytes = 1024 * 1024;
 
 /** Bytes that are written at once rather than at the end of the tick, so that a burst finds out that the peer is slow. */
 const maxBatchBytes = 256 * 1024;
+
+/**
+ * With more than so many times `maxInWork` in work at all connections together, each may have no more than a fair share:
+ * more would only wait longer, and what lives long is dear to collect.
+ */
+const crowdedTimes = 2;
+const fairShare = 32;
 
 /** Settled PUBLISHes in front of the list that are kept until it is worth moving the others. */
 const maxSettled = 64;
@@ -243,8 +257,10 @@ export class Connection {
     if (work.packetId !== 0) this.works.push(work);
     this.inWork++;
     this.inWorkBytes += work.bytes;
-    const { maxInWork, maxInWorkBytes } = this.owner.limits;
-    if (this.inWork >= maxInWork || this.inWorkBytes >= maxInWorkBytes) this.pause(pause.work);
+    const { crowd, limits } = this.owner;
+    const { maxInWork, maxInWorkBytes } = limits;
+    const isCrowd = ++crowd.inWork > crowdedTimes * maxInWork && this.inWork >= fairShare;
+    if (isCrowd || this.inWork >= maxInWork || this.inWorkBytes >= maxInWorkBytes) this.pause(pause.work);
   }
 
   /**
@@ -256,14 +272,18 @@ export class Connection {
     work.ack = ack;
     this.inWork--;
     this.inWorkBytes -= work.bytes;
+    this.owner.crowd.inWork--;
     if (work.packetId !== 0 && this.works[this.firstWork] === work) this.acknowledge();
-    if (
-      (this.paused & pause.work) !== 0 &&
-      this.inWork <= this.owner.limits.maxInWork / 2 &&
-      this.inWorkBytes <= this.owner.limits.maxInWorkBytes / 2
-    ) {
-      this.resume(pause.work);
-    }
+    if ((this.paused & pause.work) !== 0 && this.mayGoOn()) this.resume(pause.work);
+  }
+
+  /** Half of what it may have in work is through, or so much of all that there is no crowd any more. */
+  private mayGoOn(): boolean {
+    const { crowd, limits } = this.owner;
+    const { maxInWork, maxInWorkBytes } = limits;
+    const isCrowd = crowd.inWork > (crowdedTimes * maxInWork) / 2;
+    const most = isCrowd ? Math.min(maxInWork, fairShare) : maxInWork;
+    return this.inWork <= most / 2 && this.inWorkBytes <= maxInWorkBytes / 2;
   }
 
   private acknowledge(): void {

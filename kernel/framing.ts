@@ -112,13 +112,21 @@ function complete(state: State, partial: Buffer, chunk: Buffer, from: number): n
   }
 }
 
-/** Copies bytes behind the incomplete packet; grows by doubling, so that a claimed length alone takes no memory. */
+/**
+ * A packet of which at least this share has come gets room for the rest at once: it is copied once. Of others, whose
+ * length is only claimed so far, the room grows with what comes.
+ */
+const wholeShare = 1 / 8;
+const leastRoom = 16;
+/** Bytes of a fixed header. */
+const longestHeader = 5;
+
+/** Copies bytes behind the incomplete packet. A claimed length alone takes no memory. */
 function append(state: State, chunk: Buffer, from: number, to: number, size: number): Buffer {
   const needed = state.filled + to - from;
   let { partial } = state;
   if (partial === undefined || partial.length < needed) {
-    const room = Math.max(needed, 2 * state.filled, 16);
-    const larger = Buffer.allocUnsafe(size === 0 ? room : Math.min(room, size));
+    const larger = Buffer.allocUnsafe(roomFor(needed, 2 * state.filled, size));
     partial?.copy(larger, 0, 0, state.filled);
     partial = larger;
     state.partial = larger;
@@ -126,6 +134,11 @@ function append(state: State, chunk: Buffer, from: number, to: number, size: num
   chunk.copy(partial, state.filled, from, to);
   state.filled = needed;
   return partial;
+}
+
+function roomFor(needed: number, doubled: number, size: number): number {
+  if (size === 0) return longestHeader;
+  return needed >= size * wholeShare ? size : Math.min(Math.max(needed, doubled, leastRoom), size);
 }
 
 /** The whole packet's size by its fixed header; 0 = the header isn't whole yet, -1 = refused. */

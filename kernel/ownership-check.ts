@@ -19,7 +19,7 @@ export interface OwnershipCheck {
 export interface OwnershipCheckDeps<T extends Owned> {
   held(): Iterable<T>;
   isReached(): boolean;
-  /** What its owner record says now, exactly. */
+  /** What its owner record says now, exactly; undefined = there is none any more. */
   owner(owned: T): Promise<OwnerRecord | undefined>;
   /** By which it is this node's. */
   revision(owned: T): number;
@@ -53,7 +53,8 @@ export function createOwnershipCheck<T extends Owned>(deps: OwnershipCheckDeps<T
     const at = times;
     try {
       const found = await deps.owner(owned);
-      if (found && found.revision > deps.revision(owned)) {
+      // None: another has ended it.
+      if (!found || found.revision > deps.revision(owned)) {
         deps.lost(owned);
       } else if (at === times) {
         owned.isInDoubt = false;

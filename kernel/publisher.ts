@@ -26,7 +26,7 @@ interface Under extends Work, Job {
   readonly topic: string;
   readonly payload: Buffer;
   readonly properties: PublishPacket["properties"];
-  /** Of brokerMode's fan-out; -1 = there was none. */
+  /** Of brokerMode's fan-out; -1 = there was none, or not all are counted. */
   matched: number;
   /** Of a QoS 2 message: whoever joined this run hears of its outcome. */
   done: ((outcome: Outcome) => void) | undefined;
@@ -239,13 +239,13 @@ export class Publisher {
     const inbound = under?.qos === 2 ? { handle, packetId: under.packetId } : undefined;
     const message = { topic, payload, qos, retain, properties };
     const stored = this.deps.store.publish(message, { from: client.id, inbound });
-    if (stored instanceof Promise) return this.noteMatched(stored, under);
-    if (under) under.matched = stored.matched;
+    if (stored instanceof Promise) return this.noteLater(stored, under);
+    if (under) noteMatched(stored, under);
   }
 
-  private async noteMatched(stored: Promise<PublishOutcome>, under: Under | undefined): Promise<void> {
-    const { matched } = await stored;
-    if (under) under.matched = matched;
+  private async noteLater(stored: Promise<PublishOutcome>, under: Under | undefined): Promise<void> {
+    const outcome = await stored;
+    if (under) noteMatched(outcome, under);
   }
 
   /** The pipeline has ended: that is that, unless the packet is poison. */
@@ -394,6 +394,11 @@ export class Publisher {
 /** Of all publishers, so that a PUBLISH costs no function of its own. */
 function settled(outcome: Outcome, under: Under): void {
   under.publisher.settle(under, outcome);
+}
+
+/** "No matching subscribers" is for who knows that there are none (MQTT 5, 3.4.2.1): in a cluster nobody does. */
+function noteMatched({ matched, uncounted }: PublishOutcome, under: Under): void {
+  under.matched = uncounted ? -1 : matched;
 }
 
 function fanOut(job: Job): void | Promise<unknown> {

@@ -36,7 +36,7 @@ export interface Entry extends Delivery {
   recorded: boolean;
   /** QoS 2: its packet id is durable, so that it may be sent. */
   isSafe: boolean;
-  /** Another node has sent it under its packet id. */
+  /** Another node has sent it under its packet id, or, at QoS 1, may have sent it: whoever knew is gone. */
   readonly sentBefore: boolean;
 }
 

@@ -16,6 +16,7 @@ export type SharedWord = { readonly proxy: string; readonly topicFilter: string 
       readonly message: ReturnType<typeof tellMessage>;
       readonly position: LogPosition | undefined;
     }
+  | { readonly op: "ended"; readonly clientId: string }
   | { readonly op: "done" | "returned"; readonly position: LogPosition }
 );
 
@@ -31,6 +32,8 @@ export interface SharedGroup {
   isInDoubt: boolean;
   /** @param lasts it is to be remembered while it is away */
   member(clientId: string, node: string, state: MemberState, lasts: boolean): void;
+  /** Its session has ended. False: it is connected, as far as is known here. */
+  ended(clientId: string): boolean;
   /** From the tail; without a position it is of QoS 0. */
   offer(message: ClusterMessage, position: LogPosition | undefined): void;
   done(position: LogPosition): void;
@@ -224,6 +227,12 @@ export function createSharedGroup(
       }
       pump();
       reader.resume();
+    },
+    ended(clientId) {
+      if (members.get(clientId) !== undefined) return false;
+      members.delete(clientId);
+      if (lasting.delete(clientId)) claim.writer.put("mem", Buffer.from(JSON.stringify([...lasting])));
+      return true;
     },
     offer(message, position) {
       if (position) {

@@ -106,6 +106,8 @@ export interface PublishOptions {
   readonly inbound?: { readonly handle: SessionHandle; readonly packetId: number } | undefined;
   /** Called with `waiting` before the publish answers, and once more for each session, when it is known what became of it. */
   readonly receipts?: ((clientId: string, outcome: Receipt) => void) | undefined;
+  /** As `PublishRequest.countAll` has it. Who waits for receipts gets all counted anyway. */
+  readonly countAll?: boolean | undefined;
 }
 
 /** The sessions and messages of one proxy. */
@@ -143,6 +145,8 @@ export interface Acquisition {
   readonly onLost: (why: LostReason) => void;
   /** What is to be published if the node dies: for a store whose other nodes hear of that. */
   readonly will?: WillOfClient | undefined;
+  /** As {@link Client}'s. */
+  readonly protocolVersion?: number | undefined;
 }
 
 /** `storeLost`: a cluster could not be reached for so long that another node may own the session by now. */
@@ -208,4 +212,9 @@ export interface SessionHandle {
   };
   /** The connection ended. @param expirySec a new session expiry, which DISCONNECT may bring [MQTT-3.14.2-2] */
   close(expirySec?: SessionExpiry): Awaitable<void>;
+  /**
+   * The client's will is seen to: it has left its pipeline, or is not to be published. Also after `onLost` and `close`. Until
+   * then a store that has connections in other processes publishes it where they end.
+   */
+  willDone?(): void;
 }

@@ -1,6 +1,6 @@
 /** POST /mqttproxy/:name/topics/publish: a backend's messages to a proxy's subscribers, or to one client. */
 import type { ParameterizedContext } from "koa";
-import type { Host, PublishOutcome } from "@sluice/kernel";
+import type { Host, PublishOutcome, PublishRequest } from "@sluice/kernel";
 import { invalidJson, readJson } from "./body.ts";
 import { send } from "./negotiate.ts";
 import { describeProblem, problem } from "./problem.ts";
@@ -11,6 +11,8 @@ import type { Route } from "./route.ts";
 
 /** Messages of one request. */
 const maxItems = 10_000;
+/** A longer list waits for no other node's answer: who matches there is not counted. */
+const maxCounted = 100;
 
 const usualWaitMs = 5_000;
 /** Below the time after which a socket on which nothing moves is closed. */
@@ -28,9 +30,9 @@ export function publishRoutes(host: Host, { maxBodyBytes, maxPublishes }: Publis
   async function publish(
     proxy: string,
     { message, clientId }: PublishItem,
-    waitMs: number | undefined,
+    request: Omit<PublishRequest, "clientId">,
   ): Promise<object> {
-    return answerOf(await host.publish(proxy, message, { clientId, waitMs }));
+    return answerOf(await host.publish(proxy, message, { ...request, clientId }));
   }
 
   /**
@@ -39,8 +41,9 @@ export function publishRoutes(host: Host, { maxBodyBytes, maxPublishes }: Publis
    */
   async function publishAll(ctx: ParameterizedContext, proxy: string, items: readonly unknown[], waitMs?: number) {
     const last = new Map<string, Promise<unknown>>();
+    const countAll = items.length <= maxCounted;
     const results = items.map((given): Promise<object> => {
-      const work = async (): Promise<object> => publish(proxy, itemOf(given, waitMs), waitMs);
+      const work = async (): Promise<object> => publish(proxy, itemOf(given, waitMs), { waitMs, countAll });
       const lane = laneOf(given);
       // What is waited for has been handed out before the wait begins.
       const done = waitMs === undefined ? (last.get(lane) ?? Promise.resolve()).then(work) : work();
@@ -56,7 +59,7 @@ export function publishRoutes(host: Host, { maxBodyBytes, maxPublishes }: Publis
   async function answer(ctx: ParameterizedContext, name: string, waitMs: number | undefined, passage: Passage) {
     const body = await readJson(ctx, maxBodyBytes);
     if (!Array.isArray(body)) {
-      send(ctx, await publish(name, itemOf(body, waitMs), waitMs));
+      send(ctx, await publish(name, itemOf(body, waitMs), { waitMs, countAll: true }));
     } else if (body.length > maxItems) {
       throw problem(400, `a list may have ${maxItems} messages, not ${body.length}`);
     } else {
@@ -87,9 +90,14 @@ export function publishRoutes(host: Host, { maxBodyBytes, maxPublishes }: Publis
   ];
 }
 
-function answerOf({ matched, connected, receipts, receiptCounts }: PublishOutcome): object {
+function answerOf({ matched, connected, uncounted, receipts, receiptCounts }: PublishOutcome): object {
   const clients = receipts?.map(({ clientId, outcome }) => ({ clientID: clientId, outcome }));
-  return { matched, connected, ...(clients && { clients, outcomes: receiptCounts }) };
+  return {
+    matched,
+    connected,
+    ...(uncounted && { uncounted }),
+    ...(clients && { clients, outcomes: receiptCounts }),
+  };
 }
 
 function itemOf(given: unknown, waitMs: number | undefined): PublishItem {

@@ -44,6 +44,7 @@ export async function createBufferedSink(config: Config, host: Host, refuse: (re
     "Age of the oldest record under way from the buffer",
     ["filter"],
     (gauge) => gauge.set(labels, ageMs() / 1000),
+    { merge: "max" },
   );
 
   handle.attach(() => {

@@ -83,10 +83,7 @@ export function createEngine(config: Config, { nodeName, log, metrics, clock }: 
   const reads = createReads(inbox, { clock, answerMs: patienceMs, totalMs: timeouts.totalMs });
   const control = createControl(node.id, { connection, inbox, layout, log });
   const members = createMembers(node, connection, { subject: layout.control.heartbeat, clock, log });
-  const proxies = new Map<
-    string,
-    { proxy: ClusterProxy; listener: ClusterListener; readonly refresh: () => Promise<void> }
-  >();
+  const proxies = new Map<string, { proxy: ClusterProxy; listener: ClusterListener }>();
   const healthListeners = new Set<() => void>();
   const timers = new Set<{ clear(): void }>();
   let isStopped = false;
@@ -175,12 +172,15 @@ export function createEngine(config: Config, { nodeName, log, metrics, clock }: 
     after(watchEveryMs, watch);
   }
 
-  function refreshCounts(): void {
+  function recount(): void {
+    if (!isSetUp || !connection.isUp) return;
+    for (const { proxy } of proxies.values()) void proxy.retained.recount().catch(() => undefined);
+  }
+
+  function recountEvery(): void {
     if (isStopped) return;
-    if (isSetUp && connection.isUp) {
-      for (const { refresh } of proxies.values()) void refresh().catch(() => undefined);
-    }
-    after(countEveryMs, refreshCounts);
+    recount();
+    after(countEveryMs, recountEvery);
   }
 
   async function setUp(): Promise<void> {
@@ -197,6 +197,7 @@ export function createEngine(config: Config, { nodeName, log, metrics, clock }: 
       });
       isSetUp = true;
       setUpProblem = undefined;
+      recount();
       pulse.confirmed();
       log.info({ shards: config.shards, replicas: config.replicas }, "The cluster's streams are ready");
       if (server.warning !== undefined) log.warn({ version: connection.server?.version }, server.warning);
@@ -305,7 +306,8 @@ export function createEngine(config: Config, { nodeName, log, metrics, clock }: 
         retained,
         wills: createWills({ node, layout, proxy, reads, publisher, now: () => clock.now() }),
       };
-      proxies.set(name, { proxy: opened, listener, refresh: () => retained.refresh() });
+      proxies.set(name, { proxy: opened, listener });
+      recount();
       return opened;
     },
     start() {
@@ -314,7 +316,7 @@ export function createEngine(config: Config, { nodeName, log, metrics, clock }: 
       pulse.start();
       connection.start();
       watch();
-      after(countEveryMs, refreshCounts);
+      after(countEveryMs, recountEvery);
       after(countEveryMs, () => void reportLost());
     },
     async stop() {

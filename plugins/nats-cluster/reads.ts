@@ -53,6 +53,8 @@ export interface Reads {
     patterns: readonly string[],
     seq: number,
   ): Promise<{ readonly found: Stored[]; readonly upTo: number } | "tooMany">;
+  /** How many messages there are whose subject the pattern matches. Of a server that may be behind. */
+  count(stream: string, pattern: string): Promise<number>;
   /** Of the leader, as it was at some moment after the call. Calls made at once share an answer. */
   state(stream: string): Promise<StreamState>;
   /** Whether somebody leads the stream, and has heard of enough of the others lately. Asks once. */
@@ -193,6 +195,17 @@ export function createReads(
         if (Number(end?.headers?.get("Nats-Num-Pending") ?? 0) > 0)
           throw new Error(`NATS cut an answer of ${stream} short`);
         return { found, upTo: Number(end?.headers?.get("Nats-UpTo-Sequence")) };
+      });
+    },
+    count(stream, pattern) {
+      return insist(async () => {
+        const request = { next_by_subj: pattern, seq: 1, batch: 1 };
+        const answers = await direct(stream, request, (each) => statusOf(each) !== 0);
+        const end = answers.at(-1);
+        const status = statusOf(end);
+        if (status === 404) return 0;
+        if (status !== 204) throw unexpected(stream, end);
+        return answers.length - 1 + Number(end?.headers?.get("Nats-Num-Pending") ?? 0);
       });
     },
     state: stateOf,

@@ -29,6 +29,8 @@ export interface Faults {
   loseControl: number;
   /** Share of the appends and writes that are done and still reject. */
   loseAnswers: number;
+  /** Share of the sessions' removals that reject, with nothing done. */
+  failRemovals: number;
   /** Share of the reads that are answered by a replica which lags. */
   lag: number;
   /** How long somebody who is cut off waits before a call rejects. */
@@ -57,6 +59,10 @@ export interface MemoryCluster {
   trim(proxy: string, shard: number, seq: number): void;
   /** All appended messages of a proxy, in the order of their places. */
   logOf(proxy: string): readonly { message: ClusterMessage; position: LogPosition }[];
+  /** Client ids that there is an owner record of, those of shared subscriptions and nodes among them. */
+  owned(proxy: string): readonly string[];
+  /** Keys of a session's records. */
+  recordsOf(proxy: string, clientId: string): readonly string[];
   /** Counts guarded writes that were refused. */
   readonly fenced: () => number;
 }
@@ -93,6 +99,8 @@ interface NodeState {
   /** Those who decide answer. */
   hasMajority: boolean;
   left: boolean;
+  /** When it was last reachable; undefined = it is. */
+  seenAt: number | undefined;
   listeners: Map<
     string,
     { listener: ClusterListener; interest: Map<string, { selector: ClusterSelector; count: number }> }
@@ -104,14 +112,17 @@ interface NodeState {
   inbox: Promise<void>;
 }
 
-export function createMemoryCluster(o: { shards?: number; random?: () => number } = {}): MemoryCluster {
-  const { shards: shardCount = 4, random = Math.random } = o;
+export function createMemoryCluster(
+  o: { shards?: number; random?: () => number; now?: () => number } = {},
+): MemoryCluster {
+  const { shards: shardCount = 4, random = Math.random, now = Date.now } = o;
   const faults: Faults = {
     delayMs: 0,
     loseLive: 0,
     repeatLive: 0,
     loseControl: 0,
     loseAnswers: 0,
+    failRemovals: 0,
     lag: 0,
     timeoutMs: 100,
   };
@@ -218,10 +229,8 @@ export function createMemoryCluster(o: { shards?: number; random?: () => number 
   }
 
   function recordsOf(kept: Kept): Map<string, Buffer> {
-    const now = Date.now();
-    return new Map(
-      [...kept.records].flatMap(([key, { value, until }]) => (until > now ? [[key, value] as const] : [])),
-    );
+    const at = now();
+    return new Map([...kept.records].flatMap(([key, { value, until }]) => (until > at ? [[key, value] as const] : [])));
   }
 
   function proxyOf(node: NodeState, proxy: string, listener: ClusterListener): ClusterProxy {
@@ -326,7 +335,7 @@ export function createMemoryCluster(o: { shards?: number; random?: () => number 
           const kept = keptOf(proxy, clientId);
           for (const { key, value, ttlMs } of changes) {
             if (!isOwner(kept, revision)) return "fenced";
-            if (value) kept.records.set(key, { value, until: ttlMs === undefined ? Infinity : Date.now() + ttlMs });
+            if (value) kept.records.set(key, { value, until: ttlMs === undefined ? Infinity : now() + ttlMs });
             else kept.records.delete(key);
           }
           await answer(node, true);
@@ -334,6 +343,7 @@ export function createMemoryCluster(o: { shards?: number; random?: () => number 
         },
         async remove(clientId, revision) {
           await hop(node);
+          if (random() < faults.failRemovals) throw new Error("the engine is busy");
           const kept = keptOf(proxy, clientId);
           if (!isOwner(kept, revision)) return "fenced";
           kept.records.clear();
@@ -352,11 +362,18 @@ export function createMemoryCluster(o: { shards?: number; random?: () => number 
         },
       },
       retained: {
-        async set(message, position) {
+        async set(message, position, { mayAdd, mayGrow }) {
           await hop(node);
           const old = at.retained.get(message.topic);
           const isLate = position && old?.position && old.position.seq > position.seq;
-          if (!isLate) at.retained.set(message.topic, { message, position });
+          const before = old?.message.payload.length ?? 0;
+          const isRefused = (!mayAdd && before === 0) || (!mayGrow && before < message.payload.length);
+          if (!isLate && !isRefused) at.retained.set(message.topic, { message, position });
+          await answer(node);
+          return !isRefused;
+        },
+        async recount() {
+          await hop(node);
           await answer(node);
         },
         async *match(topicFilter) {
@@ -367,7 +384,8 @@ export function createMemoryCluster(o: { shards?: number; random?: () => number 
         },
         get counts() {
           const kept = [...at.retained.values()].filter(({ message }) => message.payload.length > 0);
-          return { messages: kept.length, bytes: kept.reduce((sum, { message }) => sum + message.payload.length, 0) };
+          const bytes = kept.reduce((sum, { message }) => sum + message.payload.length, 0);
+          return { messages: kept.length, bytes, unheard: { messages: 0, bytes: 0 } };
         },
       },
       wills: {
@@ -398,8 +416,8 @@ export function createMemoryCluster(o: { shards?: number; random?: () => number 
     return random() < faults.lag ? Math.max(0, end - Math.ceil(random() * 5)) : end;
   }
 
-  function peerOf({ id, incarnation, alive, reachable, left }: NodeState): ClusterPeer {
-    return { id, incarnation, isUp: alive && reachable, hasLeft: left };
+  function peerOf({ id, incarnation, alive, reachable, left, seenAt }: NodeState): ClusterPeer {
+    return { id, incarnation, isUp: alive && reachable, hasLeft: left, seenAt: seenAt ?? now() };
   }
 
   function tellPeers(of: NodeState): void {
@@ -488,6 +506,7 @@ export function createMemoryCluster(o: { shards?: number; random?: () => number 
         alive: true,
         hasMajority: true,
         left: false,
+        seenAt: undefined,
         listeners: new Map(),
         handlers: new Map(),
         onHealth: new Set(),
@@ -500,6 +519,7 @@ export function createMemoryCluster(o: { shards?: number; random?: () => number 
         engine: engineOf(state),
         cutOff() {
           state.reachable = false;
+          state.seenAt = now();
           tellPeers(state);
           tellHealth(state);
         },
@@ -509,16 +529,19 @@ export function createMemoryCluster(o: { shards?: number; random?: () => number 
         },
         rejoin() {
           state.reachable = true;
+          state.seenAt = undefined;
           tellPeers(state);
           tellHealth(state);
           for (const { listener } of state.listeners.values()) listener.onInterrupted();
         },
         kill() {
           state.alive = false;
+          state.seenAt = now();
           tellPeers(state);
         },
         leave() {
           state.left = true;
+          state.seenAt = now();
           state.alive = false;
           tellPeers(state);
         },
@@ -530,6 +553,8 @@ export function createMemoryCluster(o: { shards?: number; random?: () => number 
       for (let at = shard.first; at < seq; at++) shard.messages.delete(at);
       shard.first = Math.max(shard.first, seq);
     },
+    owned: (proxy) => [...dataOf(proxy).sessions].flatMap(([clientId, { owner }]) => (owner ? [clientId] : [])),
+    recordsOf: (proxy, clientId) => [...keptOf(proxy, clientId).records.keys()],
     logOf: (proxy) =>
       dataOf(proxy).shards.flatMap(({ messages }, shard) =>
         [...messages].map(([seq, message]) => ({ message, position: { shard, seq } })),

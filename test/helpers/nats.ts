@@ -55,7 +55,12 @@ export interface NatsOptions {
   /** False: clients hear of no other address than those they are given, so that they can be kept from the servers. */
   readonly advertise?: boolean;
   /** Clients are to use TLS; files as in the server's `tls` block. */
-  readonly tls?: { readonly cert: string; readonly key: string; readonly ca?: string };
+  readonly tls?: {
+    readonly cert: string;
+    readonly key: string;
+    /** With it each client has to show a certificate of this authority. */
+    readonly ca?: string;
+  };
 }
 
 /** Undefined where none can be had: `test("...", { skip: !nats }, ...)`. */
@@ -148,7 +153,7 @@ async function start({ nodes = 1, syncInterval, config = "", advertise = true, t
               ? ""
               : `cluster { name: sluice, listen: "127.0.0.1:${own.route}", routes: [${routes}], pool_size: 3, no_advertise: ${!advertise} }`,
             tls
-              ? `tls { cert_file: "${tls.cert}", key_file: "${tls.key}"${tls.ca === undefined ? "" : `, ca_file: "${tls.ca}"`} }`
+              ? `tls { cert_file: "${tls.cert}", key_file: "${tls.key}"${tls.ca === undefined ? "" : `, ca_file: "${tls.ca}", verify: true`} }`
               : "",
             config,
           ].join("\n"),

@@ -158,15 +158,22 @@ test("a node that can't reach the engine for longer than the grace closes the cl
   assert.equal(fresh.handle.present, true);
 });
 
-test("a killed node: its sessions go on elsewhere, with what was not acknowledged", async () => {
-  const { a, b } = await two({ checkpointMs: 100 });
+test("a killed node: its sessions go on elsewhere, with what was not acknowledged, as sent before", async () => {
+  const { cluster, a, b } = await two({ checkpointMs: 100 });
   const old = await connect(a.proxy, "s", { credit: 100, filters: [["t", 1]] });
   for (let n = 0; n < 5; n++) await b.proxy.publish(message("t", 1, String(n)));
   await eventually(() => old.got.length, 5);
   a.kill();
+  await eventually(() => cluster.memory.owned("p").includes(`\u0000node/${a.memory.engine.node.incarnation}`), true);
   await b.proxy.publish(message("t", 1, "5"));
   const fresh = await connect(b.proxy, "s");
-  await eventually(() => fresh.payloads(), ["0", "1", "2", "3", "4", "5"]);
+  await b.proxy.publish(message("t", 1, "6"));
+  await eventually(() => fresh.payloads(), ["0", "1", "2", "3", "4", "5", "6"]);
+  assert.deepEqual(
+    fresh.got.map(({ again }) => again),
+    // What came after it was dead it can't have sent; of what came before, whoever knows is gone [MQTT-3.3.1-1].
+    [true, true, true, true, true, false, false],
+  );
 });
 
 test("QoS 2 to a client: a node that dies between the steps leaves each message to be finished once", async () => {
@@ -302,6 +309,41 @@ test("retained messages are everybody's, $SYS each node's own", async () => {
   assert.deepEqual(sub.payloads(), ["kept"]);
 });
 
+test("retained messages are bounded: beyond it a topic keeps what it has, may be replaced, cleared, and makes room", async () => {
+  const cluster = open();
+  const retained = { maxMessages: 2, maxBytes: 10_000 };
+  const a = await cluster.node("a", { retained });
+  const b = await cluster.node("b", { retained });
+  const set = (node: TestNode, topic: string, payload: string, qos: QoS = 1) =>
+    node.proxy.publish(message(topic, qos, payload, { retain: true }));
+  const kept = async (): Promise<string[]> => {
+    const reader = await connect(b.proxy, "reader", { clean: true });
+    const { isNew } = await reader.handle.subscribe("r/#", plain);
+    await reader.handle.deliverRetained("r/#", isNew);
+    return reader.got
+      .map(({ topic, delivery }) => `${topic} ${delivery.message.payload.toString().slice(0, 5)}`)
+      .toSorted();
+  };
+  await set(a, "r/1", "one");
+  await set(b, "r/2", "two", 0);
+  for (const [node, qos] of [
+    [a, 0],
+    [b, 1],
+    [a, 2],
+  ] as const) {
+    await set(node, `r/over/${qos}`, "over", qos);
+  }
+  assert.deepEqual(await kept(), ["r/1 one", "r/2 two"]);
+  assert.deepEqual([a.dropped, b.dropped], [{ retained_full: 2 }, { retained_full: 1 }]);
+  await set(b, "r/1", "again");
+  await set(a, "r/2", "", 1);
+  await set(a, "r/3", "three");
+  assert.deepEqual(await kept(), ["r/1 again", "r/3 three"]);
+  await set(a, "r/3", "x".repeat(10_000));
+  assert.deepEqual(await kept(), ["r/1 again", "r/3 three"], "too many bytes");
+  assert.equal(a.dropped["retained_full"], 3);
+});
+
 test("a retained message that was not acknowledged comes again on the next node", async () => {
   const { a, b } = await two();
   await a.proxy.publish(message("t", 1, "kept", { retain: true }));
@@ -321,13 +363,61 @@ test("receipts come from all nodes", async () => {
   const there = await connect(b.proxy, "there", { filters: [["t", 1]] });
   const leaving = await connect(b.proxy, "leaving", { filters: [["t", 1]] });
   const outcome = await a.proxy.publish(message("t"), { receipts: (id, what) => void (told[id] = what) });
-  assert.deepEqual(outcome, { matched: 3, connected: 3, durable: true });
+  assert.deepEqual(outcome, { matched: 3, connected: 3, durable: true, uncounted: ["absent"] });
   assert.deepEqual(told, { here: "waiting", there: "waiting", leaving: "waiting" });
   await eventually(() => there.got.length + leaving.got.length, 2);
   here.settleAll();
   there.settleAll();
   await leaving.handle.close();
   await eventually(() => told, { here: "delivered", there: "delivered", leaving: "queued" });
+});
+
+test("receipts of a shared subscription: it is waited for by its name, until the member that has it says so", async () => {
+  const { a, b } = await two();
+  await connect(b.proxy, "m0", { filters: [["$share/g/t", 1]] });
+  const told: [string, Receipt][] = [];
+  const receipts = (id: string, what: Receipt): void => void told.push([id, what]);
+  const outcome = await a.proxy.publish(message("t"), { receipts });
+  assert.deepEqual(outcome, { matched: 1, connected: 1, durable: true, uncounted: ["absent"] });
+  assert.deepEqual(told, [["$share/g/t", "waiting"]]);
+  const first = await connect(b.proxy, "m0", { filters: [["$share/g/t", 1]] });
+  await eventually(() => first.got.length, 1);
+  first.settleAll();
+  await eventually(
+    () => told.slice(1),
+    [
+      ["m0", "waiting"],
+      ["m0", "delivered"],
+      ["$share/g/t", "passedOn"],
+    ],
+  );
+});
+
+test("matched: nobody is counted wrongly; who is not counted is named", async () => {
+  const { cluster, a, b } = await two();
+  const third = await cluster.node("c");
+  await connect(a.proxy, "here", { filters: [["t", 1]] });
+  await connect(b.proxy, "there", { filters: [["t/#", 1]] });
+  await connect(b.proxy, "member", { filters: [["$share/g/t", 1]] });
+  await connect(third.proxy, "elsewhere", { clean: true, filters: [["u", 0]] });
+  const absent = await connect(b.proxy, "absent", { filters: [["t", 1]] });
+  await absent.handle.close();
+  const exceptAbsent = { durable: true, uncounted: ["absent"] };
+  const publishes = ["t", "u", "v", "t"].map(async (topic) => a.proxy.publish(message(topic), { countAll: true }));
+  assert.deepEqual(await Promise.all(publishes), [
+    { matched: 3, connected: 3, ...exceptAbsent },
+    { matched: 1, connected: 1, ...exceptAbsent },
+    { matched: 0, connected: 0, ...exceptAbsent },
+    { matched: 3, connected: 3, ...exceptAbsent },
+  ]);
+  const alone = { matched: 1, connected: 1, durable: true, uncounted: ["absent", "otherNodes"] };
+  assert.deepEqual(await a.proxy.publish(message("t")), alone, "nobody was asked");
+  cluster.memory.faults.loseControl = 1;
+  assert.deepEqual(await a.proxy.publish(message("t"), { countAll: true }), alone, "nobody has answered");
+  cluster.memory.faults.loseControl = 0;
+  assert.deepEqual(await a.proxy.publish(message("t"), { countAll: true }), alone, "who is silent is left alone");
+  assert.equal(await a.metric("sluice_cluster_uncounted_total"), 2);
+  assert.deepEqual(await a.proxy.publishTo("stranger", message("t")), { matched: 0, connected: 0, durable: true });
 });
 
 test("publishTo finds the session on whatever node, clean or not, here or absent", async () => {

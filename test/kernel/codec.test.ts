@@ -256,6 +256,37 @@ test("a packet that lies within its chunk is not copied", () => {
   assert.equal(decoder.push(chunk), undefined);
 });
 
+test("a packet of several chunks lies in memory of its own size, and in no other", () => {
+  const content = Buffer.alloc(200_000, "x");
+  const whole = packet(0x30, field("a"), content);
+  const before = process.memoryUsage().arrayBuffers;
+  let grown = 0;
+  const decoder = createDecoder({
+    maxPacketBytes,
+    onPacket(decoded) {
+      if (decoded.cmd !== "publish") return true;
+      assert.ok(decoded.payload.equals(content));
+      assert.equal(decoded.payload.buffer.byteLength, whole.length);
+      grown = process.memoryUsage().arrayBuffers - before;
+      return true;
+    },
+  });
+  decoder.push(validConnect);
+  for (let at = 0; at < whole.length; at += 50_000) decoder.push(whole.subarray(at, at + 50_000));
+  assert.ok(grown <= whole.length, `${grown} bytes`);
+});
+
+test("a length that is only claimed takes no memory", () => {
+  const whole = packet(0x30, field("a"), Buffer.alloc(maxPacketBytes - 100));
+  const before = process.memoryUsage().arrayBuffers;
+  const decoders = Array.from({ length: 20 }, () => createDecoder({ maxPacketBytes, onPacket: () => true }));
+  for (const decoder of decoders) {
+    decoder.push(validConnect);
+    for (let at = 0; at < 20_000; at += 5000) decoder.push(whole.subarray(at, at + 5000));
+  }
+  assert.ok(process.memoryUsage().arrayBuffers - before < 20 * 100_000);
+});
+
 test("a will's payload is copied, so that it does not keep the password's bytes", () => {
   const chunk = connect(0xc6, [field("c"), field("w"), field("gone"), field("u"), field("hunter2")]);
   const seen: (Buffer | undefined)[] = [];

@@ -42,6 +42,7 @@ test("however much many connections have sent, a turn of the event loop reads a 
   const owner: ConnectionOwner = {
     limits,
     turns: createTurns(),
+    crowd: { inWork: 0 },
     onPacket() {
       packetsOfTurn++;
       seen++;
