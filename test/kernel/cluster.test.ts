@@ -135,6 +135,19 @@ test("an owner that was cut off delivers nothing more before the engine has said
   assert.equal(stayed.state.lost, "");
 });
 
+test("QoS 2 to a client: a new connection gets no PUBREL before the release is durable", async () => {
+  const { a, b } = await two();
+  const old = await connect(a.proxy, "s", { filters: [["t", 2]] });
+  await b.proxy.publish(message("t", 2));
+  await eventually(() => old.got.length, 1);
+  a.memory.cutOff();
+  Promise.resolve(old.handle.release(old.last())).catch(() => undefined);
+  const fresh = await connect(a.proxy, "s");
+  assert.deepEqual(fresh.got, []);
+  a.memory.rejoin();
+  await eventually(() => fresh.got.map(({ again, delivery }) => [again, delivery.released]), [[true, true]]);
+});
+
 test("a node whose engine answers without those who decide closes persistent clients after the grace, too", async () => {
   const { a } = await two();
   const lasting = await connect(a.proxy, "lasting", { filters: [["t", 1]] });
@@ -511,6 +524,25 @@ test("hints that are lost: the order of a topic is kept, and nothing is missing"
     );
   }
   assert.ok((await b.metric("sluice_cluster_hints_missed_total")) > 0);
+});
+
+test("what comes live while the log is read does not overtake what a replica that lags has not shown", async () => {
+  const { cluster, a, b } = await two({ shards: 1 });
+  const { faults } = cluster.memory;
+  for (let n = 0; n < 20; n++) {
+    const clientId = `s${n}`;
+    const before = await connect(a.proxy, clientId, { filters: [[clientId, 1]] });
+    await before.handle.close();
+    await b.proxy.publish(message(clientId, 1, "first"));
+    // Which of the two comes first, the live message or the page, is any.
+    Object.assign(faults, { lag: 1, delayMs: 10 });
+    const client = await connect(a.proxy, clientId);
+    await b.proxy.publish(message(clientId, 1, "second"));
+    Object.assign(faults, { lag: 0, delayMs: 0 });
+    await eventually(() => client.payloads(), ["first", "second"]);
+    client.settleAll();
+    await client.handle.close();
+  }
 });
 
 test("a message published before a subscription is not for it, also after the session has moved", async () => {
