@@ -209,6 +209,9 @@ export interface Counter {
 export interface Gauge {
     set(labels: Record<string, string>, value: number): void;
 }
+export interface GaugeOptions {
+    readonly merge?: "sum" | "max" | "min";
+}
 export interface Histogram {
     observe(labels: Record<string, string>, value: number): void;
     with(labels: Record<string, string>): {
@@ -217,7 +220,7 @@ export interface Histogram {
 }
 export interface Metrics {
     counter(name: string, help: string, labels?: readonly string[]): Counter;
-    gauge(name: string, help: string, labels?: readonly string[], collect?: (gauge: Gauge) => void): Gauge;
+    gauge(name: string, help: string, labels?: readonly string[], collect?: (gauge: Gauge) => void, options?: GaugeOptions): Gauge;
     histogram(name: string, help: string, labels?: readonly string[], buckets?: readonly number[]): Histogram;
     text(): Promise<string>;
     readonly contentType: string;
@@ -231,6 +234,7 @@ export interface Clock {
 export interface PublishRequest {
     readonly clientId?: string | undefined;
     readonly waitMs?: number | undefined;
+    readonly countAll?: boolean | undefined;
 }
 export interface PublishReceipt {
     readonly clientId: string;
@@ -239,6 +243,7 @@ export interface PublishReceipt {
 export interface PublishOutcome {
     readonly matched: number;
     readonly connected: number;
+    readonly uncounted?: readonly ("absent" | "otherNodes")[] | undefined;
     readonly durable: boolean;
     readonly receipts?: readonly PublishReceipt[];
     readonly receiptCounts?: Readonly<Record<PublishReceipt["outcome"], number>>;

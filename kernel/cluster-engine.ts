@@ -46,8 +46,13 @@ export interface ClusterNode {
 
 export interface ClusterPeer extends ClusterNode {
   readonly isUp: boolean;
-  /** It said goodbye: its clients were told, and its wills are not to be published. */
+  /** It said goodbye: its clients were told, and their wills are not to be published, save those that waited already. */
   readonly hasLeft: boolean;
+  /**
+   * When it was last known to be there, in milliseconds since the epoch: of one that is down, a few seconds before that was
+   * noticed. Undefined = this node has never heard of it.
+   */
+  readonly seenAt?: number | undefined;
 }
 
 export interface ClusterCaps {
@@ -63,6 +68,11 @@ export interface ClusterCaps {
   readonly dedupeMs: number;
   /** How long a node that can't reach the engine keeps the clients whose sessions another node may have taken over. */
   readonly graceMs: number;
+  /**
+   * How long the last owner of a session has to let go of it, before it is taken to be away. Longer than a node takes to
+   * notice that it is: its `reached` is false by then.
+   */
+  readonly kickMs: number;
 }
 
 export interface ClusterHealth {
@@ -70,6 +80,11 @@ export interface ClusterHealth {
   readonly live: boolean;
   /** `append` and records can be made durable, as far as is known. */
   readonly durable: boolean;
+  /**
+   * Those who decide who owns what have answered lately. False: what this node owns may become another's without its
+   * hearing of it.
+   */
+  readonly reached: boolean;
   /** One line each, for people; no secrets. */
   readonly reasons: readonly string[];
 }
@@ -205,8 +220,11 @@ export interface LogPage {
  * kernel's, which puts the client id into the owner record too.
  */
 export interface ClusterRecords {
-  /** The owner record as it was at some moment not before the call, or shortly before; `claim` is what is exact. */
-  owner(clientId: string): Promise<OwnerRecord | undefined>;
+  /**
+   * The owner record as it was at some moment not before the call; unless `isExact`, it may be shortly before. `claim` is
+   * what decides.
+   */
+  owner(clientId: string, isExact?: boolean): Promise<OwnerRecord | undefined>;
   /**
    * Takes the session over, or changes what the owner record says: writes it if its revision is `expected` (0 = there is
    * none). Verdicts are final: an engine sorts out by itself whether a write that got no answer was applied.
@@ -259,13 +277,30 @@ export interface ListedSession {
 export interface ClusterRetained {
   /**
    * Makes the message its topic's retained one, an empty payload clears it; resolves once that is durable. With a position,
-   * which is the message's own in the log, it gives way to one that was set with a later position.
+   * which is the message's own in the log, it gives way to one that was set with a later position. Answers false, and the
+   * topic keeps what it has, where the message may not be what it would be.
+   *
+   * @param o.mayAdd its topic may have none so far
+   * @param o.mayGrow it may be larger than the one before it
    */
-  set(message: ClusterMessage, position: LogPosition | undefined): Promise<void>;
+  set(
+    message: ClusterMessage,
+    position: LogPosition | undefined,
+    o: { readonly mayAdd: boolean; readonly mayGrow: boolean },
+  ): Promise<boolean>;
   /** Those that a topic filter matches, in pieces and in no order; everything that was durable before the call among them. */
   match(topicFilter: string): AsyncIterable<readonly ClusterMessage[]>;
-  /** About what the engine holds of this proxy, as last heard. */
-  readonly counts: { readonly messages: number; readonly bytes: number };
+  /**
+   * About what the engine holds of this proxy: as last heard, and with what this node has set since, as if each topic were
+   * new, of which `unheard` is the number. Of bytes those that it takes to store them.
+   */
+  readonly counts: {
+    readonly messages: number;
+    readonly bytes: number;
+    readonly unheard: { readonly messages: number; readonly bytes: number };
+  };
+  /** Hears anew, unless it has just now. Rejects where nobody answers. */
+  recount(): Promise<void>;
 }
 
 /** What is to be published if this node dies: kept with its incarnation, one a client id. */

@@ -1,16 +1,19 @@
 /** The sessions of one proxy on one node of a cluster. */
 import type { ClusterEngine, ClusterMessage, ClusterPeer, ClusterProxy, LogPosition } from "./cluster-engine.ts";
 import { type ClusterSession, createClusterSession, type Claim, directGrant } from "./cluster-session.ts";
-import { createClusterPublisher } from "./cluster-publisher.ts";
+import { createCensus } from "./cluster-census.ts";
+import { type Answers, createClusterPublisher, type Matching } from "./cluster-publisher.ts";
 import { createDeliveries } from "./deliveries.ts";
+import { createDepartures, isNode } from "./departures.ts";
 import { messageOf, SluiceError } from "./errors.ts";
 import { createExpiries } from "./expiries.ts";
 import { type Grant, grantOf, mergeGrants } from "./grant.ts";
 import type { HybridClock } from "./hybrid-clock.ts";
 import { placeOf } from "./log-reader.ts";
 import { createLogTail } from "./log-tail.ts";
-import type { Logger, SessionInfo } from "./plugin.ts";
+import type { Logger, SessionInfo, SubscriptionOptions } from "./plugin.ts";
 import { createOrphanedWills } from "./orphaned-wills.ts";
+import { createOwnershipCheck } from "./ownership-check.ts";
 import { createReceiptRelay } from "./receipt-relay.ts";
 import { costOf, type Entry, type KeptMessage, neverExpires } from "./session.ts";
 import { createHandle, type MemoryHandle } from "./session-handle.ts";
@@ -24,6 +27,7 @@ import {
   type KeptSession,
 } from "./session-records.ts";
 import { createSessionOwners, type Kick } from "./session-owners.ts";
+import { createSessionSweep } from "./session-sweep.ts";
 import { createSharedMembers, isGroup } from "./shared-members.ts";
 import type {
   Acquisition,
@@ -44,6 +48,8 @@ export interface ClusterProxyStore extends ProxyStore {
   graceOver(): void;
   /** The engine is back. */
   revived(): void;
+  /** Of {@link ClusterHealth}: from when it is false, sessions held here may become another node's. */
+  reachedChanged(reached: boolean): void;
   peerChanged(peer: ClusterPeer): void;
   readonly interests: number;
   /** Messages handed out that are not verified yet. */
@@ -51,7 +57,7 @@ export interface ClusterProxyStore extends ProxyStore {
   close(): Promise<void>;
 }
 
-export const controlKinds = ["kick", "here", "match", "receipt", "direct", "sessions", "shared"] as const;
+export const controlKinds = ["kick", "here", "match", "count", "receipt", "direct", "sessions", "shared"] as const;
 export type ControlKind = (typeof controlKinds)[number];
 
 export interface ClusterMeters {
@@ -59,6 +65,8 @@ export interface ClusterMeters {
   conflict(): void;
   missed(count: number): void;
   gap(): void;
+  uncounted(): void;
+  expired(): void;
   forwarded(): void;
 }
 
@@ -69,6 +77,8 @@ export interface ClusterProxyDeps {
   readonly meters: ClusterMeters;
   readonly auditMs: number;
   readonly checkpointMs: number;
+  readonly sweepMs: number;
+  readonly silenceMs: number;
   check(): void;
 }
 
@@ -77,6 +87,9 @@ const busyMs = 10_000;
 
 /** How often sessions are looked at that have something to write, or to read. */
 const tickMs = 1000;
+
+/** Sessions that end soon, and are not left to the next look at all of them. */
+const maxExpiring = 100_000;
 
 /** Clean sessions whose persistent predecessors could not be removed yet. */
 const maxPurges = 100_000;
@@ -92,11 +105,12 @@ export function createClusterProxyStore(
   const sessions = new Map<string, ClusterSession>();
   /** What is done with a session one after the other. */
   const busy = new Map<string, Promise<unknown>>();
-  /** CONNECTs under way; true = somebody else has taken the client meanwhile. */
-  const arriving = new Map<string, { isLost: boolean }>();
+  const arriving = new Map<string, Arrival>();
   /** What the last owner knows of sessions that are being written. */
   const leaving = new Map<string, KeptCursor>();
   const expiries = createExpiries(now);
+  /** What is in there: revision and client id. */
+  const expiring = new Set<string>();
   /** By client, the connection whose predecessors are to go. */
   const purges = new Map<string, number>();
   const index = createTopicIndex<ClusterSession, Grant>({ prefer: mergeGrants, cacheSize: options.topicCacheSize });
@@ -150,26 +164,61 @@ export function createClusterProxyStore(
     gap: () => meters.gap(),
     conflict: () => meters.conflict(),
   });
+  const check = createOwnershipCheck<ClusterSession & { readonly claim: Claim }>({
+    held: () => [...sessions.values()].filter(isOwned),
+    isReached: () => engine.health().reached,
+    owner: ({ claim }) => cluster.records.owner(claim.ownership.clientId, true),
+    revision: ({ claim }) => claim.revision,
+    lost(session) {
+      // Else this node itself has moved the record on meanwhile, and its client may be coming back.
+      if (sessions.get(session.session.clientId) === session) loseTo(session, "takenOver");
+    },
+    kept: (session) => session.reader.resume(),
+  });
   const wills = createOrphanedWills({
     engine,
     cluster,
     logger,
     async connected(clientIds) {
-      const answers = await askAll("here", { clientIds });
+      const { answers } = await askAll("here", { clientIds });
       const elsewhere = answers.flatMap((answer) => JSON.parse(answer.toString()) as string[]);
       return new Set([...clientIds.filter(isHere), ...elsewhere]);
     },
-    publish: async (will) => await options.onOrphanedWill?.(will),
+    now,
+    publish: async (will, dueAt) => await options.onOrphanedWill?.(will, dueAt),
+  });
+  const departures = createDepartures({
+    engine,
+    cluster,
+    now,
+    silenceMs: deps.silenceMs,
+    doubted() {
+      check.begin();
+      check.retry();
+    },
   });
   const owners = createSessionOwners({
     proxy,
     engine,
     cluster,
     clock,
+    departures,
     logger,
     now,
     takenOver: () => meters.takenOver(),
     conflict: () => meters.conflict(),
+    leaveShared: (clientId, topicFilters) => shared.forget(clientId, topicFilters),
+  });
+  const sweep = createSessionSweep({
+    engine,
+    cluster,
+    departures,
+    logger,
+    now,
+    everyMs: deps.sweepMs,
+    isOther: isGroup,
+    expire,
+    expireAt,
   });
   const publisher = createClusterPublisher({
     proxy,
@@ -184,8 +233,10 @@ export function createClusterProxyStore(
     handOut,
     matching,
     askAll,
+    census: createCensus(proxy, engine),
     sharedBy: (topic) => shared.matching(topic),
     sessionOf,
+    madeFor: (handle) => byHandle.get(handle),
     session: (clientId) => sessions.get(clientId),
     find: (clientId) => owners.find(clientId),
     onDropped: (reason) => options.onDropped(reason, 1),
@@ -223,18 +274,18 @@ export function createClusterProxyStore(
     });
   }
 
-  function handOut(message: ClusterMessage, position: LogPosition | undefined): void {
+  function handOut(message: ClusterMessage, position: LogPosition | undefined, before?: number): void {
     if (message.to !== undefined) {
       const session = sessions.get(message.to);
-      if (session) hand(session, directGrant(message), message, position);
+      if (session) hand(session, directGrant(message), message, position, before);
       return;
     }
     for (const { key, value } of index.match(message.topic)) {
       const isOwn = message.from !== undefined && key.session.clientId === message.from;
       const grant = isOwn ? value.own : value;
-      if (grant) hand(key, grant, message, position);
+      if (grant) hand(key, grant, message, position, before);
     }
-    shared.handOut(message, position);
+    shared.handOut(message, position, before);
   }
 
   function hand(
@@ -242,12 +293,17 @@ export function createClusterProxyStore(
     grant: Grant,
     message: ClusterMessage,
     position: LogPosition | undefined,
+    before: number | undefined,
   ): void {
     if (position && grant.qos > 0 && message.qos > 0) {
-      session.reader.offer(message, position);
+      session.reader.offer(message, position, before);
       return;
     }
     if (!session.handle) return;
+    if (session.isInDoubt && engine.health().reached) {
+      options.onDropped("cluster_away", 1);
+      return;
+    }
     const retain = message.retain && grant.retainAsPublished;
     deliveries.give({ key: session, value: grant }, kept(message, position), retain, relay.of(message));
   }
@@ -256,12 +312,13 @@ export function createClusterProxyStore(
     return sessions.get(clientId)?.handle !== undefined;
   }
 
-  /** What those answer that do, of the nodes that are up. */
-  async function askAll(kind: ControlKind, question: object): Promise<Buffer[]> {
+  /** What those answer that do, of the nodes that are up; `isWhole` = all of them. */
+  async function askAll(kind: ControlKind, question: object): Promise<Answers> {
     const body = Buffer.from(JSON.stringify({ proxy, ...question }));
     const peers = engine.peers().filter(({ isUp }) => isUp);
     const answers = await Promise.allSettled(peers.map(({ id }) => engine.control.request(id, kind, body, askMs)));
-    return answers.flatMap((answer) => (answer.status === "fulfilled" ? [answer.value] : []));
+    const given = answers.flatMap((answer) => (answer.status === "fulfilled" ? [answer.value] : []));
+    return { answers: given, isWhole: given.length === peers.length && engine.health().live };
   }
 
   /** Undefined where it has ended. */
@@ -304,6 +361,7 @@ export function createClusterProxyStore(
   };
 
   function take(session: ClusterSession): void {
+    wills.back(session.session.clientId);
     sessions.set(session.session.clientId, session);
     subscriptions += session.session.subscriptions.size;
   }
@@ -318,8 +376,6 @@ export function createClusterProxyStore(
 
   function loseTo(session: ClusterSession, why: LostReason): KeptCursor {
     session.handle?.lose(why);
-    const { clientId } = session.session;
-    wills.forget(clientId);
     const isPassedOn = why !== "removed" && session.claim !== undefined;
     session.claim?.writer.close();
     return unload(session, isPassedOn ? "passedOn" : "ended");
@@ -328,12 +384,14 @@ export function createClusterProxyStore(
   function fenced(claim: Claim): void {
     const session = sessions.get(claim.ownership.clientId);
     const arrival = arriving.get(claim.ownership.clientId);
-    if (session?.claim === claim) loseTo(session, "takenOver");
-    else if (arrival) arrival.isLost = true;
+    if (session?.claim === claim) {
+      loseTo(session, "takenOver");
+      options.onElsewhere?.(claim.ownership.clientId, true);
+    } else if (arrival) arrival.isLost = true;
   }
 
   function handleOf(session: ClusterSession, present: boolean, onLost: Acquisition["onLost"]): MemoryHandle {
-    const { session: inner } = session;
+    const { session: inner, connection } = session;
     const local = createHandle(inner, {
       present,
       async subscribe(topicFilter, wanted) {
@@ -360,6 +418,7 @@ export function createClusterProxyStore(
       },
       record: (entries) => session.record(entries),
       closed: (expirySec) => closed(session, expirySec),
+      willDone: () => wills.done(inner.clientId, connection),
       lost(why) {
         session.handle = undefined;
         inner.release();
@@ -370,18 +429,18 @@ export function createClusterProxyStore(
         shared.here(session);
       },
     });
-    const handle: MemoryHandle = Object.assign(local, { ordinal: session.connection });
+    const handle: MemoryHandle = Object.assign(local, { ordinal: connection });
     byHandle.set(handle, session);
     return handle;
   }
 
-  function closed(session: ClusterSession, expirySec: SessionExpiry | undefined): Awaitable<void> {
+  function closed(session: ClusterSession, expirySec?: SessionExpiry): Awaitable<void> {
     const { session: inner, claim } = session;
     session.handle = undefined;
     inner.release();
     const { clientId } = inner;
-    wills.forget(clientId);
     if (expirySec !== undefined) inner.expirySec = expirySec;
+    wills.wait(clientId, inner.expirySec);
     if (!claim) {
       unload(session, "ended");
       return;
@@ -405,12 +464,25 @@ export function createClusterProxyStore(
     });
   }
 
-  /** Guarded by its revision: if its client has been back meanwhile, nothing happens. */
   function expireLater(clientId: string, revision: number, expirySec: SessionExpiry): void {
-    if (expirySec === neverExpires) return;
-    expiries.add(now() + expirySec * 1000, () => {
-      cluster.records.remove(clientId, revision).catch(() => undefined);
+    const at = now() + expirySec * 1000;
+    if (expirySec !== neverExpires && at <= now() + sweep.reachMs) expireAt(at, clientId, revision);
+  }
+
+  /** Guarded by its revision: if its client has been back meanwhile, nothing happens. */
+  function expireAt(at: number, clientId: string, revision: number): void {
+    const key = `${revision} ${clientId}`;
+    if (expiring.has(key) || expiring.size >= maxExpiring) return;
+    expiring.add(key);
+    expiries.add(at, () => {
+      expiring.delete(key);
+      // What fails is left to the next look at all sessions.
+      expire(clientId, revision).catch(() => undefined);
     });
+  }
+
+  async function expire(clientId: string, revision: number): Promise<void> {
+    if (await owners.expire(clientId, revision)) meters.expired();
   }
 
   async function deliverRetained(session: ClusterSession, topicFilter: string, isNew: boolean): Promise<void> {
@@ -418,19 +490,43 @@ export function createClusterProxyStore(
     if (!wanted || parseShared(topicFilter)) return;
     if (wanted.retainHandling === 2 || (wanted.retainHandling === 1 && !isNew)) return;
     const { handle } = session;
-    const grant = grantOf(wanted);
-    try {
-      for await (const found of publisher.retained(topicFilter)) {
-        for (const message of found) {
-          if (session.handle !== handle || !handle) return;
-          if (wanted.noLocal && message.from === session.session.clientId) continue;
-          giveRetained(session, message, grant);
-          if (session.session.isCrowded() || session.session.isBusy) await session.session.room();
+    const given = new Set<string>();
+    for (;;) {
+      try {
+        await giveAllRetained(session, topicFilter, wanted, given);
+        return;
+      } catch (error) {
+        logger.warn({ topicFilter, error: messageOf(error) }, "Retained messages could not be read");
+        if (session.claim) {
+          throw new SluiceError("STORE_FAILED", "the cluster did not answer with its retained messages", {
+            cause: error,
+          });
         }
       }
-    } catch (error) {
-      logger.warn({ topicFilter, error: messageOf(error) }, "Retained messages could not be read");
-      throw new SluiceError("STORE_FAILED", "the cluster did not answer with its retained messages", { cause: error });
+      // A client that needs nothing else of the cluster stays: they come once they can be read.
+      do await new Promise((resolve) => setTimeout(resolve, tickMs).unref());
+      while (session.handle === handle && !engine.health().durable);
+      if (session.handle !== handle || session.session.subscriptions.get(topicFilter) !== wanted) return;
+    }
+  }
+
+  /** @param given topics of those that it has; added to */
+  async function giveAllRetained(
+    session: ClusterSession,
+    topicFilter: string,
+    wanted: SubscriptionOptions,
+    given: Set<string>,
+  ): Promise<void> {
+    const { handle } = session;
+    const grant = grantOf(wanted);
+    for await (const found of publisher.retained(topicFilter)) {
+      for (const message of found) {
+        if (session.handle !== handle || !handle) return;
+        if (given.has(message.topic) || (wanted.noLocal && message.from === session.session.clientId)) continue;
+        given.add(message.topic);
+        giveRetained(session, message, grant);
+        if (session.session.isCrowded() || session.session.isBusy) await session.session.room();
+      }
     }
   }
 
@@ -468,26 +564,11 @@ export function createClusterProxyStore(
     take(session);
     const handle = handleOf(session, false, client.onLost);
     session.handle = handle;
-    if (client.will) wills.keep(clientId, client.will);
+    if (client.will) wills.keep(client.will, connection, client.expirySec);
     announce({ clientId, revision: 0, connection, why: "takenOver", resumes: false });
     if (purges.size < maxPurges) purges.set(clientId, connection);
     void purge();
     return handle;
-  }
-
-  /** After this node could hear of nothing: what it holds may be another's by now. */
-  async function verify(): Promise<void> {
-    for (const session of sessions.values()) {
-      const { claim } = session;
-      if (!claim) continue;
-      try {
-        const found = await cluster.records.owner(claim.ownership.clientId);
-        if (found && found.revision > claim.revision) fenced(claim);
-      } catch {
-        // Away again: there will be another time.
-        return;
-      }
-    }
   }
 
   function announce(kick: Omit<Kick, "proxy">): void {
@@ -520,10 +601,10 @@ export function createClusterProxyStore(
       const old = sessions.get(clientId);
       if (old?.claim && !client.cleanStart && old.session.expirySec > 0) return resumeHere(old, client);
       if (old) loseTo(old, "takenOver");
-      const arrival = { isLost: false };
+      const arrival: Arrival = { isLost: false, revision: 0, connection: 0 };
       arriving.set(clientId, arrival);
       try {
-        const { claim, kept: found } = await owners.take(client, fenced);
+        const { claim, kept: found, sentUpTo } = await owners.take(client, fenced);
         const { connection } = claim.ownership;
         announce({
           clientId,
@@ -541,6 +622,7 @@ export function createClusterProxyStore(
             subscriptions: found?.subscriptions ?? new Map(),
             cursor: found?.cursor,
             sent: unanswered.sent,
+            sentUpTo,
             inbound: found?.inbound ?? new Map(),
           },
           sessionDeps,
@@ -552,14 +634,14 @@ export function createClusterProxyStore(
         }
         const handle = handleOf(session, found !== undefined, client.onLost);
         session.handle = handle;
-        if (arrival.isLost) {
+        if (arrival.isLost || arrival.revision > claim.revision || arrival.connection > connection) {
           loseTo(session, "takenOver");
           // A clean session may have come, which ends this one.
           if (sessions.has(clientId)) await cluster.records.remove(clientId, claim.revision);
           return handle;
         }
         take(session);
-        if (client.will) wills.keep(clientId, client.will);
+        if (client.will) wills.keep(client.will, connection, client.expirySec);
         for (const topic of found?.cursor?.retained ?? []) void again(session, topic);
         return handle;
       } catch (error) {
@@ -581,7 +663,7 @@ export function createClusterProxyStore(
     session.connectedAt = session.settledAt = now();
     const handle = handleOf(session, true, client.onLost);
     session.handle = handle;
-    if (client.will) wills.keep(client.clientId, client.will);
+    if (client.will) wills.keep(client.will, session.connection, client.expirySec);
     else wills.forget(client.clientId);
     return handle;
   }
@@ -619,11 +701,12 @@ export function createClusterProxyStore(
 
   function kicked({ clientId, revision, connection, why, resumes }: Kick): Buffer | undefined {
     clock.seen(connection);
+    if (why === "takenOver") wills.back(clientId);
     const arrival = arriving.get(clientId);
     const session = sessions.get(clientId);
     if (!session) {
-      if (arrival) arrival.isLost = true;
-      if (why === "takenOver") options.onElsewhere?.(clientId, resumes);
+      if (arrival) heardOf(arrival, { revision, connection, why });
+      options.onElsewhere?.(clientId, why === "takenOver" && resumes);
       const cursor = leaving.get(clientId);
       return cursor && encodeCursor(cursor);
     }
@@ -631,12 +714,15 @@ export function createClusterProxyStore(
       // Without a revision it comes from a clean session, which takes nothing over.
       if (revision === 0 ? session.connection >= connection : session.claim.revision >= revision) return undefined;
       const cursor = loseTo(session, why);
+      // Its will may have begun to wait just now.
+      options.onElsewhere?.(clientId, why === "takenOver" && resumes);
       if (revision === 0) leaving.set(clientId, cursor);
       if (revision === 0) setTimeout(() => leaving.delete(clientId), 5000).unref();
       return encodeCursor(cursor);
     }
     if (why === "removed" || session.connection < connection) {
       loseTo(session, why);
+      options.onElsewhere?.(clientId, false);
       return wasHere;
     }
     announce({ clientId, revision: 0, connection: session.connection, why: "takenOver", resumes: false });
@@ -646,12 +732,19 @@ export function createClusterProxyStore(
   function tick(): void {
     const isDue = now() >= checkpointAt;
     if (isDue) checkpointAt = now() + deps.checkpointMs;
+    let owns = false;
     for (const session of sessions.values()) {
+      owns ||= session.claim !== undefined;
       if (isDue) session.checkpoint();
       if (!session.reader.follows && session.handle) session.reader.resume();
     }
     if (isDue) shared.checkpoint();
+    if (isDue) wills.retry();
     if (purges.size > 0) void purge();
+    // What fails is tried again in a second.
+    if (owns && engine.health().durable) departures.beat().catch(() => undefined);
+    check.retry();
+    shared.check.retry();
   }
 
   function info({ session, handle, info: known, connectedAt, claim }: ClusterSession): SessionInfo {
@@ -671,15 +764,17 @@ export function createClusterProxyStore(
 
   async function query(): Promise<readonly SessionInfo[]> {
     const found = new Map<string, SessionInfo>();
-    for (const answer of await askAll("sessions", {})) {
+    for (const answer of (await askAll("sessions", {})).answers) {
       for (const each of JSON.parse(answer.toString()) as SessionInfo[]) found.set(each.clientId, each);
     }
     for (const session of sessions.values()) found.set(session.session.clientId, info(session));
     for await (const listed of cluster.records.list(["sub"])) {
       for (const { owner, records } of listed) {
         const ownership = decodeOwnership(owner.value);
-        const { clientId, expirySec, absentSince, username, connectedAt } = ownership;
-        if (found.has(clientId) || isGroup(clientId) || hasExpired(ownership, now()) || expirySec === 0) continue;
+        const { clientId, expirySec, username, connectedAt } = ownership;
+        if (found.has(clientId) || isGroup(clientId) || isNode(clientId) || expirySec === 0) continue;
+        const absentSince = await departures.lookUp(ownership);
+        if (hasExpired({ ...ownership, absentSince }, now())) continue;
         found.set(clientId, {
           clientId,
           connected: false,
@@ -714,7 +809,7 @@ export function createClusterProxyStore(
     const connection = clock.next(local?.connection);
     const wasKept = await alone(clientId, () => owners.remove(clientId));
     const kick: Omit<Kick, "proxy"> = { clientId, revision: 0, connection, why: "removed", resumes: false };
-    const answers = await askAll("kick", kick);
+    const { answers } = await askAll("kick", kick);
     return local !== undefined || wasKept || answers.some((answer) => answer.length > 0);
   }
 
@@ -725,6 +820,9 @@ export function createClusterProxyStore(
     publish: (message, o = {}) => publisher.publish(message, o),
     publishTo: (clientId, message, o = {}) => publisher.publishTo(clientId, message, o),
     acquire,
+    get passesWillsOn() {
+      return engine.health().durable && engine.peers().some(({ isUp }) => isUp);
+    },
     query,
     remove,
     get counts() {
@@ -754,7 +852,14 @@ export function createClusterProxyStore(
         }
         case "match": {
           const { topic, publisher: by } = JSON.parse(body.toString()) as { topic: string; publisher?: string };
-          return Buffer.from(JSON.stringify(matching(topic, by).map(({ session }) => session.session.clientId)));
+          const clientIds = matching(topic, by).map(({ session }) => session.session.clientId);
+          return Buffer.from(JSON.stringify({ clientIds, shared: shared.matching(topic) } satisfies Matching));
+        }
+        case "count": {
+          const { topics } = JSON.parse(body.toString()) as { topics: string[] };
+          return Buffer.from(
+            JSON.stringify(topics.map((topic) => matching(topic, undefined).length + shared.matching(topic).length)),
+          );
         }
         case "receipt":
           return relay.told(body);
@@ -771,29 +876,58 @@ export function createClusterProxyStore(
         if (!session.claim || !session.handle) continue;
         session.handle.lose("storeLost");
         // Written when the engine is back, if it is still ours then.
-        void closed(session, undefined);
+        void closed(session);
+      }
+    },
+    reachedChanged(reached) {
+      for (const each of [check, shared.check]) {
+        if (reached) each.retry();
+        else each.begin();
       }
     },
     revived() {
-      void verify();
+      departures.revived();
       wills.retry();
       void tail.audit();
       void purge();
     },
     peerChanged(peer) {
       shared.peerChanged();
-      wills.peer(peer);
+      wills.look();
+      if (!peer.isUp) sweep.peerGone();
     },
     async close() {
       clearInterval(timer);
       for (const session of sessions.values()) if (session.handle) void session.handle.close();
       owners.close();
-      await Promise.allSettled(busy.values());
+      await Promise.allSettled([...busy.values(), sweep.close()]);
+      if (engine.health().durable) await wills.flush();
+      if (engine.health().durable) await departures.leave().catch(() => undefined);
       await shared.close();
       expiries.close();
       tail.close();
     },
   };
+}
+
+/** A CONNECT under way, and who else has taken its client meanwhile. */
+interface Arrival {
+  isLost: boolean;
+  /** The latest revision of the owner record that another has told of. */
+  revision: number;
+  /** The latest clean session's number. */
+  connection: number;
+}
+
+/** Who has told of it may have claimed the session before this CONNECT did, and be the one that has lost it. */
+function heardOf(arrival: Arrival, { revision, connection, why }: Pick<Kick, "revision" | "connection" | "why">): void {
+  if (why === "removed") arrival.isLost = true;
+  else if (revision > 0) arrival.revision = Math.max(arrival.revision, revision);
+  else arrival.connection = Math.max(arrival.connection, connection);
+}
+
+function isOwned(session: ClusterSession): session is ClusterSession & { readonly claim: Claim } {
+  return session.claim !== undefined;
 }
 
 /** The answer of a node that had the client, and has nothing to hand over. */

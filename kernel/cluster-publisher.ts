@@ -1,5 +1,6 @@
 /** Messages on their way into a cluster: QoS 0 to whoever is there, the others into the log before they are acknowledged. */
 import type { ClusterEngine, ClusterMessage, ClusterProxy, LogPosition } from "./cluster-engine.ts";
+import type { Census } from "./cluster-census.ts";
 import type { ClusterMeters } from "./cluster-proxy-store.ts";
 import type { ClusterSession } from "./cluster-session.ts";
 import { hearMessage, tellMessage, type ToldMessage } from "./cluster-words.ts";
@@ -7,6 +8,7 @@ import { messageOf, SluiceError } from "./errors.ts";
 import type { Grant } from "./grant.ts";
 import type { Message, PublishOutcome } from "./plugin.ts";
 import type { ReceiptRelay } from "./receipt-relay.ts";
+import { costOf } from "./session.ts";
 import type { Ownership } from "./session-records.ts";
 import type { Awaitable, PublishOptions, Receipt, SessionHandle, StoreOptions } from "./store.ts";
 import { sysPrefix } from "./sys-topics.ts";
@@ -23,6 +25,20 @@ export interface ClusterPublisher {
   inboundOf(session: ClusterSession): SessionHandle["inbound"];
 }
 
+/** Of the nodes that are up. */
+export interface Answers {
+  readonly answers: readonly Buffer[];
+  /** All of them have answered. */
+  readonly isWhole: boolean;
+}
+
+/** Whom a message matches at one node, as that tells another. */
+export interface Matching {
+  readonly clientIds: readonly string[];
+  /** Shared subscriptions that the node owns, with a connected member somewhere. */
+  readonly shared: readonly string[];
+}
+
 export interface ClusterPublisherDeps {
   readonly proxy: string;
   readonly engine: ClusterEngine;
@@ -33,10 +49,13 @@ export interface ClusterPublisherDeps {
   check(): void;
   handOut(message: ClusterMessage, position: LogPosition | undefined): void;
   matching(topic: string, from: string | undefined): { readonly session: ClusterSession; readonly grant: Grant }[];
-  askAll(kind: "match" | "direct", question: object): Promise<readonly Buffer[]>;
+  askAll(kind: "match" | "direct", question: object): Promise<Answers>;
+  readonly census: Census;
   /** Shared subscriptions, of those that this node owns, with a connected member. */
-  sharedBy(topic: string): number;
+  sharedBy(topic: string): readonly string[];
   sessionOf(handle: SessionHandle): ClusterSession | undefined;
+  /** The same, also where it is no longer here. */
+  madeFor(handle: SessionHandle): ClusterSession | undefined;
   session(clientId: string): ClusterSession | undefined;
   find(clientId: string): Promise<Ownership | undefined>;
   onDropped(reason: string): void;
@@ -91,10 +110,18 @@ export function createClusterPublisher(deps: ClusterPublisherDeps): ClusterPubli
   function publish(message: Message, o: PublishOptions): Awaitable<PublishOutcome> {
     deps.check();
     if (message.topic.startsWith(sysPrefix)) return publishOwn(message, o);
-    if (!fits(message, o)) return { matched: 0, connected: 0, durable: true };
+    if (!fits(message, o)) return nobody;
     if (o.receipts) return publishWaiting(message, o, o.receipts);
-    const matched = deps.matching(message.topic, o.from).length + deps.sharedBy(message.topic);
-    return send(clusterMessage(message, o, {}), o, matched);
+    const matched = deps.matching(message.topic, o.from).length + deps.sharedBy(message.topic).length;
+    const sent = send(clusterMessage(message, o, {}), o, matched, othersToo);
+    return o.countAll ? counted(message.topic, sent) : sent;
+  }
+
+  async function counted(topic: string, sending: Awaitable<PublishOutcome>): Promise<PublishOutcome> {
+    const [sent, elsewhere] = await Promise.all([sending, deps.census.count(topic)]);
+    const matched = sent.matched + elsewhere.matched;
+    if (!elsewhere.isWhole) deps.meters.uncounted();
+    return { ...sent, matched, connected: matched, uncounted: elsewhere.isWhole ? absentOnly : othersToo };
   }
 
   /** Of this node alone: what `$SYS` says is each node's own. */
@@ -114,11 +141,23 @@ export function createClusterPublisher(deps: ClusterPublisherDeps): ClusterPubli
     receipts: NonNullable<PublishOptions["receipts"]>,
   ): Promise<PublishOutcome> {
     const here = deps.matching(message.topic, o.from).map(({ session }) => session.session.clientId);
-    const elsewhere = await deps.askAll("match", { topic: message.topic, publisher: o.from });
-    const everybody = new Set([...here, ...elsewhere.flatMap((answer) => JSON.parse(answer.toString()) as string[])]);
-    const matched = everybody.size;
+    const { answers, isWhole } = await deps.askAll("match", { topic: message.topic, publisher: o.from });
+    const elsewhere = answers.map((answer) => JSON.parse(answer.toString()) as Matching);
+    const everybody = new Set([...here, ...elsewhere.flatMap(({ clientIds }) => clientIds)]);
+    /** Which member it is to be is not known yet: until one has it, the shared subscription is waited for by its name. */
+    const shared = new Set([...deps.sharedBy(message.topic), ...elsewhere.flatMap((each) => each.shared)]);
+    const matched = everybody.size + shared.size;
     const finished = new Set<string>();
-    const told = (clientId: string, outcome: Receipt): void => {
+    const told = (clientId: string, outcome: Receipt, sharedBy?: string): void => {
+      if (sharedBy !== undefined) {
+        // A member that is gone without it passes it on.
+        if (outcome !== "delivered" && outcome !== "refused") return;
+        if (!shared.delete(sharedBy)) return;
+        receipts(clientId, "waiting");
+        receipts(clientId, outcome);
+        receipts(sharedBy, "passedOn");
+        return;
+      }
       // Each once: a message that comes again has been told of.
       if (finished.has(clientId)) return;
       const isKnown = everybody.has(clientId);
@@ -134,12 +173,18 @@ export function createClusterPublisher(deps: ClusterPublisherDeps): ClusterPubli
     };
     const { token, end } = relay.wait(told);
     setTimeout(end, receiptsMs).unref();
-    for (const clientId of everybody) receipts(clientId, "waiting");
-    return await send(clusterMessage(message, o, { receipt: token }), o, matched);
+    for (const each of [...everybody, ...shared]) receipts(each, "waiting");
+    const uncounted = isWhole ? absentOnly : othersToo;
+    return await send(clusterMessage(message, o, { receipt: token }), o, matched, uncounted);
   }
 
-  function send(message: ClusterMessage, o: PublishOptions, matched: number): Awaitable<PublishOutcome> {
-    const outcome: PublishOutcome = { matched, connected: matched, durable: true };
+  function send(
+    message: ClusterMessage,
+    o: PublishOptions,
+    matched: number,
+    uncounted: PublishOutcome["uncounted"],
+  ): Awaitable<PublishOutcome> {
+    const outcome: PublishOutcome = { matched, connected: matched, durable: true, uncounted };
     const isRetained = message.retain && message.to === undefined && deps.options.retained.maxMessages > 0;
     if (message.retain && message.to === undefined && !isRetained) deps.options.onDropped("retained_full", 1);
     if (message.qos > 0) return append(message, o, outcome, isRetained);
@@ -149,10 +194,46 @@ export function createClusterPublisher(deps: ClusterPublisherDeps): ClusterPubli
     return isRetained ? retainLive(message, outcome) : outcome;
   }
 
+  /** Where the proxy has as many as it may, a message only takes the place of its topic's. */
+  async function keepRetained(message: ClusterMessage, position: LogPosition | undefined): Promise<void> {
+    const isClear = message.payload.length === 0;
+    const room = isClear ? freely : await roomFor(message);
+    if (!(await cluster.retained.set(message, position, room))) deps.options.onDropped("retained_full", 1);
+  }
+
+  async function roomFor(message: ClusterMessage): Promise<RetainedRoom> {
+    if (isDoubtful() || roomNow(message) !== freely) {
+      try {
+        await cluster.retained.recount();
+      } catch {
+        // What was heard last is what is known.
+      }
+    }
+    return roomNow(message);
+  }
+
+  /** If the others have set as much as this node since it has heard of them, half of the room that there was is gone. */
+  function isDoubtful(): boolean {
+    const { maxMessages, maxBytes } = deps.options.retained;
+    const { messages, bytes, unheard } = cluster.retained.counts;
+    if (unheard.messages === 0) return false;
+    const nodes = 1 + engine.peers().filter(({ isUp }) => isUp).length;
+    const isOver = (set: number, all: number, max: number): boolean => set * nodes * 2 > max - (all - set);
+    return isOver(unheard.messages, messages, maxMessages) || isOver(unheard.bytes, bytes, maxBytes);
+  }
+
+  function roomNow(message: ClusterMessage): RetainedRoom {
+    const { maxMessages, maxBytes } = deps.options.retained;
+    const { messages, bytes } = cluster.retained.counts;
+    const mayGrow = bytes + costOf(message) <= maxBytes;
+    const mayAdd = mayGrow && messages < maxMessages;
+    return mayAdd ? freely : { mayAdd, mayGrow };
+  }
+
   /** At QoS 0 nobody is told of a failure. */
   async function retainLive(message: ClusterMessage, outcome: PublishOutcome): Promise<PublishOutcome> {
     try {
-      await cluster.retained.set(message, undefined);
+      await keepRetained(message, undefined);
     } catch {
       deps.onDropped("cluster_away");
     }
@@ -166,14 +247,15 @@ export function createClusterPublisher(deps: ClusterPublisherDeps): ClusterPubli
     outcome: PublishOutcome,
     isRetained: boolean,
   ): Promise<PublishOutcome> {
-    const session = inbound && deps.sessionOf(inbound.handle);
+    // Its connection may have ended meanwhile: the client sends it again on the next, wherever that is.
+    const origin = inbound && deps.madeFor(inbound.handle);
     const packetId = inbound?.packetId ?? 0;
-    const uses = session?.inbound.get(packetId)?.uses ?? 0;
-    const dedupeId = session?.claim && `${proxy} ${session.claim.ownership.session} ${packetId} ${uses}`;
+    const uses = origin?.inbound.get(packetId)?.uses ?? 0;
+    const dedupeId = origin?.claim && `${proxy} ${origin.claim.ownership.session} ${packetId} ${uses}`;
     try {
       const position = await cluster.log.append(message, { dedupeId });
       deps.meters.forwarded();
-      if (isRetained) await cluster.retained.set(message, position);
+      if (isRetained) await keepRetained(message, position);
     } catch (error) {
       throw new SluiceError(
         "STORE_FAILED",
@@ -181,6 +263,7 @@ export function createClusterPublisher(deps: ClusterPublisherDeps): ClusterPubli
         { cause: error },
       );
     }
+    const session = inbound && deps.sessionOf(inbound.handle);
     if (session) await open(session, packetId);
     return outcome;
   }
@@ -207,7 +290,7 @@ export function createClusterPublisher(deps: ClusterPublisherDeps): ClusterPubli
       }
       const receipt = isHere && o.receipts ? relay.wait(o.receipts).token : undefined;
       const made = clusterMessage(message, o, receipt === undefined ? { to: clientId } : { to: clientId, receipt });
-      await send(made, o, 1);
+      await send(made, o, 1, undefined);
       return { matched: 1, connected, durable: true };
     }
     return await askForClean(clientId, message, o);
@@ -219,11 +302,11 @@ export function createClusterPublisher(deps: ClusterPublisherDeps): ClusterPubli
     const made = clusterMessage(message, o, { to: clientId });
     const told = tellMessage({ ...made, receipt: wait?.token });
     o.receipts?.(clientId, "waiting");
-    const answers = await deps.askAll("direct", { message: told });
+    const { answers, isWhole } = await deps.askAll("direct", { message: told });
     if (answers.some((answer) => answer.length > 0)) return { matched: 1, connected: 1, durable: true };
     o.receipts?.(clientId, "passedOn");
     wait?.end();
-    return nobody;
+    return isWhole ? nobody : nobodyKnown;
   }
 
   /** The id counts from when it is durable; with it the message is not taken again. */
@@ -281,7 +364,16 @@ export function createClusterPublisher(deps: ClusterPublisherDeps): ClusterPubli
   };
 }
 
+type RetainedRoom = Parameters<ClusterProxy["retained"]["set"]>[2];
+
+const freely: RetainedRoom = Object.freeze({ mayAdd: true, mayGrow: true });
+
 const nobody: PublishOutcome = Object.freeze({ matched: 0, connected: 0, durable: true });
+
+/** Whom nobody counts: a session whose client is away is what the log and its own records say, and on no node. */
+const absentOnly: PublishOutcome["uncounted"] = Object.freeze(["absent"] as const);
+const othersToo: PublishOutcome["uncounted"] = Object.freeze(["absent", "otherNodes"] as const);
+const nobodyKnown: PublishOutcome = Object.freeze({ ...nobody, uncounted: Object.freeze(["otherNodes"] as const) });
 
 function forgetOldest(inbound: Map<number, { readonly isOpen: boolean }>): void {
   for (const [packetId, { isOpen }] of inbound) {

@@ -21,10 +21,23 @@ export interface ClusterStoreOptions {
   readonly auditMs?: number;
   /** How often a session's place in the log is written down, where it has moved. */
   readonly checkpointMs?: number;
+  /** The least time between two looks at all sessions for those that have expired. */
+  readonly sweepMs?: number;
+  /** How long a node must have been silent that this one has never heard of, until it counts as gone. */
+  readonly silenceMs?: number;
 }
 
 export function createClusterStore(o: ClusterStoreOptions): Store {
-  const { engine, log, metrics, now, auditMs = 30_000, checkpointMs = 10_000 } = o;
+  const {
+    engine,
+    log,
+    metrics,
+    now,
+    auditMs = 30_000,
+    checkpointMs = 10_000,
+    sweepMs = 60_000,
+    silenceMs = 15_000,
+  } = o;
   const proxies = new Map<string, ClusterProxyStore>();
   const clock = createHybridClock(now);
   const ended = new AbortController();
@@ -32,18 +45,24 @@ export function createClusterStore(o: ClusterStoreOptions): Store {
   let watching: Unsubscribe[] = [];
   let graceTimer: NodeJS.Timeout | undefined;
   let wasLive = true;
+  let wasReached = true;
   let closed = false;
 
-  /** Somebody else may have taken over what this node holds, and it could not hear of it. */
   function healthChanged(): void {
-    const { live } = engine.health();
+    const { live, reached } = engine.health();
+    reachedChanged(reached);
     if (live === wasLive) return;
     wasLive = live;
+    if (live) for (const proxy of proxies.values()) proxy.revived();
+  }
+
+  /** Somebody else may have taken over what this node holds, and it could not hear of it. */
+  function reachedChanged(reached: boolean): void {
+    if (reached === wasReached) return;
+    wasReached = reached;
     clearTimeout(graceTimer);
-    if (live) {
-      for (const proxy of proxies.values()) proxy.revived();
-      return;
-    }
+    for (const proxy of proxies.values()) proxy.reachedChanged(reached);
+    if (reached) return;
     graceTimer = setTimeout(() => {
       log.warn(
         { graceMs: engine.caps.graceMs },
@@ -100,6 +119,8 @@ export function createClusterStore(o: ClusterStoreOptions): Store {
         meters: meters(proxy),
         auditMs,
         checkpointMs,
+        sweepMs,
+        silenceMs,
         check() {
           if (closed) throw new SluiceError("STORE_CLOSED", `the session store is closed; ${proxy} takes no messages`);
         },
@@ -131,6 +152,14 @@ function createMeters(
     "sluice_cluster_log_gaps_total",
     "Times that the log's retention had removed messages which a session may have been waiting for.",
   );
+  const uncounted = counter(
+    "sluice_cluster_uncounted_total",
+    "Messages of backends whose clients at other nodes could not all be counted for the answer.",
+  );
+  const expired = counter(
+    "sluice_cluster_sessions_expired_total",
+    "Sessions that this node has deleted because their time was over, whichever node had them.",
+  );
   const forwarded = counter("sluice_cluster_messages_total", "Messages that this node has handed to the cluster.");
   metrics.gauge(
     "sluice_cluster_interests",
@@ -153,6 +182,8 @@ function createMeters(
     conflict: () => conflicts.inc({ proxy }),
     missed: (count) => missed.inc({ proxy }, count),
     gap: () => gaps.inc({ proxy }),
+    uncounted: () => uncounted.inc({ proxy }),
+    expired: () => expired.inc({ proxy }),
     forwarded: () => forwarded.inc({ proxy }),
   });
 }

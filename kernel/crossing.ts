@@ -3,7 +3,16 @@
  * A Buffer is a view, and cloning it would take along all that it is a view on; so payloads are packed into one new block
  * of memory that changes hands, and other Buffers are copied to their own size.
  */
-import type { Client, FilterContext, FilterKind, Health, Host, Message, PublishOutcome } from "./plugin.ts";
+import type {
+  Client,
+  FilterContext,
+  FilterKind,
+  GaugeOptions,
+  Health,
+  Host,
+  Message,
+  PublishOutcome,
+} from "./plugin.ts";
 import type { KindSource } from "./plugin-code.ts";
 import type { MessagePort } from "node:worker_threads";
 
@@ -105,6 +114,8 @@ export interface MetricDefinition {
   readonly help: string;
   readonly labels: readonly string[];
   readonly buckets?: readonly number[] | undefined;
+  /** Of a gauge. */
+  readonly options?: GaugeOptions | undefined;
 }
 
 export interface MetricChanges {

@@ -14,13 +14,18 @@ export interface Deliveries {
   keep(message: Message, from: string | undefined, bytes: number): KeptMessage;
   hold(message: KeptMessage): void;
   letGo(message: KeptMessage): void;
-  /** To one session: sent at once, queued, or lost. @param packetId of a delivery that another node has sent before */
+  /**
+   * To one session: sent at once, queued, or lost.
+   * @param packetId of a delivery that another node has sent before
+   * @param mayBeSent another node may have sent it
+   */
   give(
     target: Target,
     message: KeptMessage,
     retain: boolean,
     receipts: PublishOptions["receipts"],
     packetId?: number,
+    mayBeSent?: boolean,
   ): Entry;
   /** The same delivery, to another session. What is left of it in this one is the caller's to free. */
   pass(from: Session, entry: Entry, target: Target): void;
@@ -104,6 +109,7 @@ export function createDeliveries(owner: DeliveriesOwner, last: { messageSeq: num
     retain: boolean,
     receipts: PublishOptions["receipts"],
     packetId = 0,
+    mayBeSent = false,
   ): Entry {
     const { session } = held;
     const entry: Entry = {
@@ -119,7 +125,7 @@ export function createDeliveries(owner: DeliveriesOwner, last: { messageSeq: num
       withdrawn: false,
       recorded: false,
       isSafe: packetId > 0,
-      sentBefore: packetId > 0,
+      sentBefore: packetId > 0 || mayBeSent,
     };
     count++;
     hold(message);

@@ -21,11 +21,11 @@ export function createMetricSink(host: Host): (changes: MetricChanges) => void {
   }
 
   return ({ definitions, values, collected: sets }) => {
-    for (const { type, name, help, labels, buckets } of definitions) {
+    for (const { type, name, help, labels, buckets, options } of definitions) {
       guard(name, () => {
         if (type === "counter") counters.set(name, host.metrics.counter(name, help, labels));
         else if (type === "histogram") histograms.set(name, host.metrics.histogram(name, help, labels, buckets));
-        else gauges.set(name, host.metrics.gauge(name, help, labels));
+        else gauges.set(name, host.metrics.gauge(name, help, labels, undefined, options));
       });
     }
     for (const [name, labels, all] of values) {
@@ -116,8 +116,8 @@ export function createThreadMetrics(wake: () => void): ThreadMetrics {
           },
         };
       },
-      gauge(name, help, labels = [], collect) {
-        define({ type: "gauge", name, help, labels });
+      gauge(name, help, labels = [], collect, options) {
+        define({ type: "gauge", name, help, labels, options });
         if (collect) collectors.set(name, [...(collectors.get(name) ?? []), collect]);
         return {
           set(by, value) {

@@ -28,6 +28,7 @@ export interface Mate {
   /** Of the store. */
   readonly stream: Duplex;
   readonly startedAt: number;
+  readonly pid: number | undefined;
   /** Of the config that it runs; undefined = none yet. */
   version: number | undefined;
   /** Times in a row that nothing was heard of it. */
@@ -148,6 +149,7 @@ export function startMate(o: MateOptions): Mate {
     index,
     stream,
     startedAt: clock.now(),
+    pid: child.pid,
     version: undefined,
     missed: 0,
     isMember: false,

@@ -7,7 +7,7 @@ import {
   Registry,
 } from "prom-client";
 import { createHistogram } from "./histogram.ts";
-import type { Counter, Gauge, Histogram, Metrics } from "./plugin.ts";
+import type { Counter, Gauge, GaugeOptions, Histogram, Metrics } from "./plugin.ts";
 
 /** Seconds: from a synchronous filter's microseconds to a pipeline's deadline. */
 const defaultBuckets = [0.00001, 0.0001, 0.001, 0.005, 0.025, 0.1, 0.5, 1, 5, 30];
@@ -26,7 +26,7 @@ export interface MetricsRegistry extends Metrics {
   snapshot(): Promise<readonly MetricSnapshot[]>;
 }
 
-/** Equal series become one: their sum, of histograms bucket by bucket. */
+/** Equal series become one: their sum, of histograms bucket by bucket; of a gauge what its {@link GaugeOptions} say. */
 export function mergeSnapshots(snapshots: readonly (readonly MetricSnapshot[])[]): Promise<readonly MetricSnapshot[]> {
   return asSnapshot(aggregate(snapshots));
 }
@@ -91,6 +91,7 @@ export function createMetrics(
     help: string,
     labels: readonly string[] = [],
     collect?: (gauge: Gauge) => void,
+    { merge = "sum" }: GaugeOptions = {},
     signal?: AbortSignal,
   ): Gauge {
     let entry = gauges.get(name);
@@ -101,6 +102,7 @@ export function createMetrics(
         help,
         labelNames: [...labels],
         registers: [registry],
+        aggregator: merge,
         collect() {
           // What a collector no longer reports (a proxy that is gone) must not stay on the page.
           if (collectors.size > 0) this.reset();
@@ -150,7 +152,7 @@ export function createMetrics(
     snapshot: () => asSnapshot(registry),
     scoped: (signal) => ({
       ...metrics,
-      gauge: (name, help, labels, collect) => gauge(name, help, labels, collect, signal),
+      gauge: (name, help, labels, collect, options) => gauge(name, help, labels, collect, options, signal),
     }),
   };
 }

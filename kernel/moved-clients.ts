@@ -4,6 +4,8 @@ import { tell } from "./store-wire.ts";
 
 /** @param what 0: back with another session, 1: back with the same, 2: the session has ended */
 export function tellBack(proxy: Shared, clientId: string, from: Link | undefined, what: 0 | 1 | 2): void {
+  if (what === 2) proxy.lastWords.ended(clientId);
+  else proxy.lastWords.back(clientId, what === 1);
   for (const link of proxy.whereabouts.of(clientId)) {
     if (link === from) continue;
     proxy.whereabouts.willWaits(link, clientId, false);

@@ -10,7 +10,7 @@ export type OutsidePublish = (message: Message, request?: PublishRequest) => Pro
 
 /** @param taken counts a message that is valid */
 export function createOutsidePublish(store: ProxyStore, clock: Clock, taken: () => void): OutsidePublish {
-  return async (message, { clientId, waitMs } = {}) => {
+  return async (message, { clientId, waitMs, countAll } = {}) => {
     const { topic, properties } = message;
     const invalid = topicNameProblem(topic);
     if (invalid) throw new SluiceError("TOPIC_INVALID", `the topic is not valid: ${invalid}`);
@@ -19,6 +19,8 @@ export function createOutsidePublish(store: ProxyStore, clock: Clock, taken: () 
     taken();
     const send = (o?: PublishOptions): Awaitable<PublishOutcome> =>
       clientId === undefined ? store.publish(message, o) : store.publishTo(clientId, message, o);
-    return waitMs === undefined ? await send() : await withReceipts(waitMs, clock, (receipts) => send({ receipts }));
+    return waitMs === undefined
+      ? await send({ countAll })
+      : await withReceipts(waitMs, clock, (receipts) => send({ receipts }));
   };
 }

@@ -51,24 +51,27 @@ export class Peer {
 
   /** Its will and its Disconnect pipeline outlive it. */
   closed(why: CloseReason): void {
-    const { client, handle } = this.admitted;
+    const { client, handle, connect } = this.admitted;
     const { deps, will, sessionExpiry, farewell } = this;
     this.publisher.close();
     this.subscriber.close();
     this.reauth?.end("the connection has ended");
     this.guard(handle.close(sessionExpiry));
     // A restart of the gateway is not the death of a device.
-    if (will && why !== "shutdown") {
+    if (!will || why === "shutdown") {
+      if (connect.will) handle.willDone?.();
+    } else {
+      const done = (): void => handle.willDone?.();
       const { delaySec, ...message } = will;
       const job = this.publisher.will({ ...message, dup: false, packetId: undefined });
       const publish = (): void => {
         deps.meters.messageIn();
-        this.speak(job);
+        this.speak(job, done);
       };
       // At the end of the session at the latest [MQTT-3.1.2-8].
       const delay = Math.min(delaySec, sessionExpiry);
       if (delay === 0) publish();
-      else deps.wills.wait(client.id, delay, publish);
+      else deps.wills.wait(client.id, delay, publish, done);
     }
     const packet = { graceful: why === "disconnect", ...farewell };
     this.speak({ type: "Disconnect", origin: "client", packet, client, lane: createLane() });
@@ -162,10 +165,11 @@ export class Peer {
   }
 
   /** Runs what is said for a client that is gone. */
-  private speak(job: Job): void {
+  private speak(job: Job, said?: () => void): void {
     this.deps.outlive((done) => {
       this.run(job, (outcome) => {
         if (job.origin === "will" && outcome.kind !== "passed") this.deps.meters.dropped(nameOf(outcome));
+        said?.();
         done();
       });
     });

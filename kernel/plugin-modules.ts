@@ -52,6 +52,7 @@ export function createPluginModules(o: { log: Logger; metrics: Metrics }): Plugi
     "Earlier versions of plugins' code that are still in memory, since Node can't unload a module.",
     [],
     (gauge) => gauge.set({}, stale),
+    { merge: "max" },
   );
 
   function queryFor({ version, folder }: PluginPackage, digest: string, inside: readonly string[]): string {

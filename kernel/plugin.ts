@@ -416,6 +416,15 @@ export interface Counter {
 export interface Gauge {
   set(labels: Record<string, string>, value: number): void;
 }
+/** @since 1.1.0 */
+export interface GaugeOptions {
+  /**
+   * What the values of several workers come to where one is shown: `sum` (the default) of what adds up, such as what waits;
+   * `max` of what the worst one tells, such as an age; `min` of what holds only where it holds in every worker, such as 1
+   * for connected.
+   */
+  readonly merge?: "sum" | "max" | "min";
+}
 export interface Histogram {
   observe(labels: Record<string, string>, value: number): void;
   with(labels: Record<string, string>): { observe(value: number): void };
@@ -425,7 +434,13 @@ export interface Histogram {
 export interface Metrics {
   counter(name: string, help: string, labels?: readonly string[]): Counter;
   /** `collect` is called at each scrape, to set what is cheaper to read than to keep; it ends with the host's signal. */
-  gauge(name: string, help: string, labels?: readonly string[], collect?: (gauge: Gauge) => void): Gauge;
+  gauge(
+    name: string,
+    help: string,
+    labels?: readonly string[],
+    collect?: (gauge: Gauge) => void,
+    options?: GaugeOptions,
+  ): Gauge;
   /** Buckets in seconds unless the name says otherwise. */
   histogram(name: string, help: string, labels?: readonly string[], buckets?: readonly number[]): Histogram;
   /** The whole registry in Prometheus' text format. */
@@ -444,6 +459,11 @@ export interface PublishRequest {
   readonly clientId?: string | undefined;
   /** Milliseconds to wait until it is known what became of the message at each session; `receipts` tell. */
   readonly waitMs?: number | undefined;
+  /**
+   * In a cluster, ask the other nodes too how many of their clients it matches; the answer waits for them, a
+   * second at most. Without it (and without `waitMs`, which asks too) `uncounted` says that they are left out. @since 1.1.0
+   */
+  readonly countAll?: boolean | undefined;
 }
 
 /** What became of a message at one session. */
@@ -458,9 +478,15 @@ export interface PublishReceipt {
 }
 
 export interface PublishOutcome {
-  /** Sessions that get it, connected or not; of a shared subscription one. */
+  /** Sessions that get it, connected or not; of a shared subscription one. At least so many, if some are `uncounted`. */
   readonly matched: number;
   readonly connected: number;
+  /**
+   * Who is not in the numbers, in a cluster. `absent`: sessions whose clients are away, which nobody looks through; above
+   * QoS 0 they find the message when they return. `otherNodes`: clients connected to other nodes, which were not asked or
+   * did not all answer. Undefined: nobody, the numbers are exact. @since 1.1.0
+   */
+  readonly uncounted?: readonly ("absent" | "otherNodes")[] | undefined;
   /** True once the message is as safe as the store makes it. */
   readonly durable: boolean;
   /** Where it was waited for: of each session, 10,000 at most. */

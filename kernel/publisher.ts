@@ -5,13 +5,14 @@ import { encodeAck, shortAck } from "./encoder.ts";
 import type { Work } from "./connection.ts";
 import { SluiceError } from "./errors.ts";
 import { createLimiter, type Limiter } from "./limiter.ts";
-import { isFinal, nameOf, type Outcome, textOf } from "./outcome.ts";
+import { nameOf, type Outcome } from "./outcome.ts";
 import type { AckIn, PublishIn } from "./packet.ts";
 import { createLane, type Job, type Lane } from "./pipeline.ts";
 import type { PublishOutcome, PublishPacket } from "./plugin.ts";
 import { type DeadLetter, deadLetterKey } from "./poison.ts";
 import { propertiesProblem } from "./properties.ts";
-import { codes, firstError, reasonCodeFor, reasonCodes } from "./reasons.ts";
+import { ackCodeOf, encodePublishAck } from "./publish-ack.ts";
+import { codes, firstError } from "./reasons.ts";
 import { retainAvailable } from "./spec.ts";
 import { createTopicAliasesIn, type TopicAliasesIn } from "./topic-aliases.ts";
 import { sysPrefix } from "./sys-topics.ts";
@@ -26,7 +27,7 @@ interface Under extends Work, Job {
   readonly topic: string;
   readonly payload: Buffer;
   readonly properties: PublishPacket["properties"];
-  /** Of brokerMode's fan-out; -1 = there was none. */
+  /** Of brokerMode's fan-out; -1 = there was none, or not all are counted. */
   matched: number;
   /** Of a QoS 2 message: whoever joined this run hears of its outcome. */
   done: ((outcome: Outcome) => void) | undefined;
@@ -239,13 +240,13 @@ export class Publisher {
     const inbound = under?.qos === 2 ? { handle, packetId: under.packetId } : undefined;
     const message = { topic, payload, qos, retain, properties };
     const stored = this.deps.store.publish(message, { from: client.id, inbound });
-    if (stored instanceof Promise) return this.noteMatched(stored, under);
-    if (under) under.matched = stored.matched;
+    if (stored instanceof Promise) return this.noteLater(stored, under);
+    if (under) noteMatched(stored, under);
   }
 
-  private async noteMatched(stored: Promise<PublishOutcome>, under: Under | undefined): Promise<void> {
-    const { matched } = await stored;
-    if (under) under.matched = matched;
+  private async noteLater(stored: Promise<PublishOutcome>, under: Under | undefined): Promise<void> {
+    const outcome = await stored;
+    if (under) noteMatched(outcome, under);
   }
 
   /** The pipeline has ended: that is that, unless the packet is poison. */
@@ -336,23 +337,8 @@ export class Publisher {
     under.done?.(outcome);
   }
 
-  /** The ack's reason code, 0 before MQTT 5; undefined = no ack. */
   private codeOf(outcome: Outcome, { matched }: Under): number | undefined {
-    if (!isFinal(outcome)) {
-      const isTold = this.isV5 && outcome.kind !== "disconnected" && this.deps.spec.v5FaultAck === "reasonCode";
-      return isTold ? reasonCodes.implementationSpecificError : undefined;
-    }
-    if (!this.isV5) return 0;
-    switch (outcome.kind) {
-      case "passed":
-        return matched === 0 ? codes.noMatchingSubscribers : 0;
-      case "rejected":
-        return reasonCodeFor("puback", outcome.reason);
-      case "unhandled":
-        return reasonCodes.implementationSpecificError;
-      default:
-        return 0;
-    }
+    return ackCodeOf(outcome, matched, this.isV5, this.deps.spec.v5FaultAck);
   }
 
   private acknowledge(under: Under, code: number, outcome: Outcome): void {
@@ -362,16 +348,11 @@ export class Publisher {
     this.pending?.delete(packetId);
     if (qos === 1 || code >= firstError) this.open?.delete(packetId);
     this.deps.meters.sent(cmd);
-    if (code === 0) {
-      connection.finish(under, shortAck(cmd, packetId));
-      return;
-    }
-    const text = outcome.kind === "unhandled" ? outcome.result : textOf(outcome);
-    // [MQTT-3.1.2-29]
-    const isWanted = code >= firstError && connect.properties?.requestProblemInformation === true;
-    let ack = encodeAck(cmd, packetId, code, isWanted ? text : undefined);
-    if (ack.length > connection.maximumPacketSize) ack = encodeAck(cmd, packetId, code);
-    connection.finish(under, ack);
+    const wantsReasons = connect.properties?.requestProblemInformation === true;
+    connection.finish(
+      under,
+      encodePublishAck(cmd, packetId, code, outcome, wantsReasons, connection.maximumPacketSize),
+    );
   }
 
   /** No ack: the client has to send again, which it does on a new connection [MQTT-4.4.0-1]. */
@@ -394,6 +375,11 @@ export class Publisher {
 /** Of all publishers, so that a PUBLISH costs no function of its own. */
 function settled(outcome: Outcome, under: Under): void {
   under.publisher.settle(under, outcome);
+}
+
+/** "No matching subscribers" is for who knows that there are none (MQTT 5, 3.4.2.1): in a cluster nobody does. */
+function noteMatched({ matched, uncounted }: PublishOutcome, under: Under): void {
+  under.matched = uncounted ? -1 : matched;
 }
 
 function fanOut(job: Job): void | Promise<unknown> {

@@ -185,6 +185,7 @@ export function createRemoteHandle(deps: RemoteHandleDeps): RemoteHandle {
       };
       return request(ask.close, write, nothing);
     },
+    willDone: () => post(ask.willDone, writeId),
     cameIn: (packetId) => void inbound.add(packetId),
   };
 

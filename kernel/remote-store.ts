@@ -8,7 +8,18 @@ import type { Message, PublishOutcome, SessionInfo } from "./plugin.ts";
 import { createRemoteHandle, type RemoteHandle } from "./remote-handle.ts";
 import type { ProxyPart, Siblings } from "./siblings.ts";
 import type { ProxyStore, PublishOptions, Receipt, Store, StoreCounts, StoredMessage } from "./store.ts";
-import { ask, lostReasons, readMessage, readSubscription, receiptNames, tell, writeMessage } from "./store-wire.ts";
+import {
+  ask,
+  lostReasons,
+  readLastWords,
+  readMessage,
+  readSubscription,
+  receiptNames,
+  tell,
+  uncountedOf,
+  writeMessage,
+  writeWill,
+} from "./store-wire.ts";
 import type { WireReader } from "./wire.ts";
 
 export interface RemoteStore extends Store {
@@ -171,6 +182,24 @@ export function createRemoteStore(o: { node: Store["node"]; caps: Store["caps"];
         else part?.back(clientId, what === 1);
         break;
       }
+      case tell.speakFor: {
+        const [number, id] = [frame.number(), frame.number()];
+        const is = (what: number) => (): void => {
+          post(what, () => {
+            out.number(number);
+            out.number(id);
+          });
+        };
+        const words = readLastWords(frame);
+        is(ask.begun)();
+        // Once the other side has been told: this process may end of what comes now.
+        setImmediate(() => {
+          const part = parts[number]?.part;
+          if (part) part.speakFor(words, is(ask.said));
+          else is(ask.said)();
+        });
+        break;
+      }
       case tell.workEnded: {
         const proxy = parts[frame.number()];
         const [clientId, packetId] = [frame.text(), frame.number()];
@@ -240,10 +269,10 @@ export function createRemoteStore(o: { node: Store["node"]; caps: Store["caps"];
 
   function publish(proxy: number, to: string | undefined, message: Message, options: PublishOptions) {
     if (isClosed) return Promise.reject(closedError());
-    const { from, inbound, receipts } = options;
+    const { from, inbound, receipts, countAll } = options;
     const id = begin(ask.publish);
     out.number(proxy);
-    out.byte((to === undefined ? 0 : 1) | (inbound ? 2 : 0) | (receipts ? 4 : 0));
+    out.byte((to === undefined ? 0 : 1) | (inbound ? 2 : 0) | (receipts ? 4 : 0) | (countAll ? 8 : 0));
     if (to !== undefined) out.text(to);
     const handle = inbound ? (inbound.handle as RemoteHandle["handle"]) : undefined;
     if (inbound && handle) {
@@ -259,7 +288,8 @@ export function createRemoteStore(o: { node: Store["node"]; caps: Store["caps"];
         const flags = answer.byte();
         const [matched, connected] = [answer.number(), answer.number()];
         if (inbound && handle && (flags & 2) !== 0) handle.cameIn(inbound.packetId);
-        resolve({ matched, connected, durable: (flags & 1) !== 0 });
+        const uncounted = uncountedOf(flags >> 2);
+        resolve({ matched, connected, durable: (flags & 1) !== 0, ...(uncounted && { uncounted }) });
       },
       reject,
     });
@@ -277,7 +307,7 @@ export function createRemoteStore(o: { node: Store["node"]; caps: Store["caps"];
     return {
       publish: (message, options = {}) => publish(index, undefined, message, options),
       publishTo: (clientId, message, options = {}) => publish(index, clientId, message, options),
-      async acquire({ clientId, cleanStart, expirySec, info, onLost }) {
+      async acquire({ clientId, cleanStart, expirySec, info, onLost, protocolVersion = 0, will }) {
         const id = ++lastHandle;
         const remote = createRemoteHandle({
           id,
@@ -298,10 +328,12 @@ export function createRemoteStore(o: { node: Store["node"]; caps: Store["caps"];
               out.number(index);
               out.number(id);
               out.text(clientId);
-              out.byte((cleanStart ? 1 : 0) | (info.username === undefined ? 0 : 2));
+              out.byte((cleanStart ? 1 : 0) | (info.username === undefined ? 0 : 2) | (will ? 4 : 0));
               out.number(expirySec);
               if (info.username !== undefined) out.text(info.username);
               out.text(info.address);
+              out.byte(protocolVersion);
+              if (will) writeWill(out, will.will);
             },
             (answer) => {
               const present = answer.byte() === 1;
@@ -344,6 +376,7 @@ export function createRemoteStore(o: { node: Store["node"]; caps: Store["caps"];
         listen(part) {
           own.part = part;
         },
+        ready: () => post(ask.ready, () => out.number(index)),
         willWaits(clientId, waits) {
           post(ask.will, () => {
             out.number(index);

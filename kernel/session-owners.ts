@@ -3,8 +3,9 @@
  * to tell what it had not written down; one that does not answer can't write any more, whatever it believes.
  */
 import { randomUUID } from "node:crypto";
-import type { ClusterEngine, ClusterProxy, OwnerRecord } from "./cluster-engine.ts";
+import type { ClusterEngine, ClusterProxy, LogPositions, OwnerRecord } from "./cluster-engine.ts";
 import { messageOf, SluiceError } from "./errors.ts";
+import type { Departures } from "./departures.ts";
 import type { HybridClock } from "./hybrid-clock.ts";
 import type { Logger } from "./plugin.ts";
 import {
@@ -12,6 +13,7 @@ import {
   decodeCursor,
   decodeOwnership,
   decodeSession,
+  decodeSubscriptions,
   encodeCursor,
   encodeOwnership,
   hasExpired,
@@ -21,6 +23,7 @@ import {
 } from "./session-records.ts";
 import type { Claim } from "./cluster-session.ts";
 import type { Acquisition, SessionExpiry } from "./store.ts";
+import { parseShared } from "./topics.ts";
 
 export interface SessionOwners {
   /**
@@ -35,6 +38,8 @@ export interface SessionOwners {
   release(claim: Claim, cursor: KeptCursor, expirySec: SessionExpiry): Promise<number | undefined>;
   /** Ends it, whoever has it. @param newest it is left alone where a later connection has it */
   remove(clientId: string, newest?: number): Promise<boolean>;
+  /** Ends it if its time is over, and it has not been claimed since. Answers whether it was ended here. */
+  expire(clientId: string, revision: number): Promise<boolean>;
   /** Of it that which anybody may know; undefined = there is none. */
   find(clientId: string): Promise<Ownership | undefined>;
   close(): void;
@@ -44,6 +49,8 @@ export interface Taken {
   readonly claim: Claim;
   /** Undefined: it begins anew. */
   readonly kept: KeptSession | undefined;
+  /** The last owner is gone without a word: it may have sent whatever is in the log up to here. */
+  readonly sentUpTo: LogPositions | undefined;
 }
 
 export interface SessionOwnersDeps {
@@ -51,12 +58,15 @@ export interface SessionOwnersDeps {
   readonly engine: ClusterEngine;
   readonly cluster: ClusterProxy;
   readonly clock: HybridClock;
+  readonly departures: Departures;
   readonly logger: Logger;
   now(): number;
   /** Another node was asked for the session. */
   takenOver(): void;
   /** Somebody else was quicker, or has taken it since. */
   conflict(): void;
+  /** A session that had these subscriptions has ended: it is no member any more. */
+  leaveShared(clientId: string, topicFilters: readonly string[]): Promise<void>;
 }
 
 /** What a node asks of another: to let go of a client. */
@@ -74,18 +84,20 @@ export interface Kick {
 /** How often a session is claimed that others claim at the same time. */
 const maxTries = 20;
 
-/** How long the last owner has for its answer. */
-const kickMs = 1000;
-
 export function createSessionOwners(deps: SessionOwnersDeps): SessionOwners {
-  const { proxy, engine, cluster, clock } = deps;
+  const { proxy, engine, cluster, clock, departures } = deps;
   const { records, log } = cluster;
   const { node } = engine;
   let closed = false;
 
-  function expired(found: OwnerRecord | undefined): Ownership | undefined {
+  async function isOver(ownership: Ownership): Promise<boolean> {
+    return hasExpired({ ...ownership, absentSince: await departures.lookUp(ownership) }, deps.now());
+  }
+
+  /** What it says, as long as the session has not expired. */
+  async function living(found: OwnerRecord | undefined): Promise<Ownership | undefined> {
     const ownership = found && decodeOwnership(found.value);
-    return ownership && !hasExpired(ownership, deps.now()) ? ownership : undefined;
+    return ownership && !(await isOver(ownership)) ? ownership : undefined;
   }
 
   /** What the last owner has not written down; undefined = it does not say, or all is written. */
@@ -99,7 +111,7 @@ export function createSessionOwners(deps: SessionOwnersDeps): SessionOwners {
     deps.takenOver();
     try {
       const body = Buffer.from(JSON.stringify({ proxy, clientId, ...kick } satisfies Kick));
-      const answer = await engine.control.request(id, "kick", body, kickMs);
+      const answer = await engine.control.request(id, "kick", body, engine.caps.kickMs);
       // One byte: it was there, and there is nothing to hand over.
       return answer.length > 1 ? decodeCursor(answer) : undefined;
     } catch (error) {
@@ -113,7 +125,7 @@ export function createSessionOwners(deps: SessionOwnersDeps): SessionOwners {
     let [found, direct] = await Promise.all([records.owner(clientId), log.end([{ clientId }])]);
     for (let tries = 0; tries < maxTries; tries++) {
       const before = found && decodeOwnership(found.value);
-      const prior = expired(found);
+      const prior = await living(found);
       const resumes = prior !== undefined && !cleanStart && prior.expirySec > 0;
       const ownership: Ownership = {
         clientId,
@@ -160,12 +172,28 @@ export function createSessionOwners(deps: SessionOwnersDeps): SessionOwners {
             ),
         }),
       };
-      if (resumes) return { claim, kept: decodeSession(stored, cursor) };
+      if (resumes) {
+        const isCutOff = prior.absentSince === 0 && !cursor;
+        const sentUpTo = isCutOff ? await mayHaveSent(prior.incarnation) : undefined;
+        return { claim, kept: decodeSession(stored, cursor), sentUpTo };
+      }
+      await leaveShared(clientId, stored).catch((error: unknown) => {
+        deps.logger.warn({ clientId, error: messageOf(error) }, "A session that has ended is still a member");
+      });
       for (const key of stored.keys()) claim.writer.put(key, undefined);
       await claim.writer.commit();
-      return { claim, kept: undefined };
+      return { claim, kept: undefined, sentUpTo: undefined };
     }
     throw new SluiceError("STORE_FAILED", `too many connections claim the session of ${clientId} at the same time`);
+  }
+
+  async function mayHaveSent(incarnation: string): Promise<LogPositions> {
+    return (await departures.logEndOf(incarnation)) ?? (await log.end([{ topicFilter: "#" }]));
+  }
+
+  async function leaveShared(clientId: string, stored: ReadonlyMap<string, Buffer>): Promise<void> {
+    const shared = [...decodeSubscriptions(stored.get("sub")).keys()].filter((each) => parseShared(each));
+    if (shared.length > 0) await deps.leaveShared(clientId, shared);
   }
 
   async function release(
@@ -205,37 +233,54 @@ export function createSessionOwners(deps: SessionOwnersDeps): SessionOwners {
 
   async function remove(clientId: string, newest = Infinity): Promise<boolean> {
     let found = await records.owner(clientId);
-    const wasThere = expired(found) !== undefined;
+    const wasThere = (await living(found)) !== undefined;
     for (let tries = 0; found && tries < maxTries; tries++) {
       const prior = decodeOwnership(found.value);
       if (prior.connection > newest) return false;
       const connection = clock.next(prior.connection);
-      const tombstone: Ownership = {
-        ...prior,
-        node: node.id,
-        incarnation: node.incarnation,
-        connection,
-        expirySec: 0,
-        absentSince: 1,
-      };
-      const outcome = await records.claim(clientId, encodeOwnership(tombstone), found.revision);
+      const outcome = await records.claim(clientId, tombstoneOf(prior, connection), found.revision);
       if ("taken" in outcome) {
         found = outcome.by;
         continue;
       }
       const why = newest === Infinity ? "removed" : "takenOver";
       await letGo(prior, { revision: outcome.revision, connection, why, resumes: false });
-      if ((await records.remove(clientId, outcome.revision)) === "written") return wasThere;
+      if (await bury(clientId, outcome.revision)) return wasThere;
       found = await records.owner(clientId);
     }
     return wasThere;
+  }
+
+  /** With it in place the session has ended for everybody, and whoever had it is fenced. */
+  function tombstoneOf(prior: Ownership, connection: number): Buffer {
+    const { id, incarnation } = node;
+    return encodeOwnership({ ...prior, node: id, incarnation, connection, expirySec: 0, absentSince: 1 });
+  }
+
+  /** Deletes what is behind a tombstone. Where it fails the tombstone is left, by which a later pass finds it. */
+  async function bury(clientId: string, revision: number): Promise<boolean> {
+    const stored = await records.load(clientId, revision);
+    if (stored === "fenced") return false;
+    await leaveShared(clientId, stored);
+    return (await records.remove(clientId, revision)) === "written";
+  }
+
+  async function expire(clientId: string, revision: number): Promise<boolean> {
+    const found = await records.owner(clientId);
+    if (found?.revision !== revision) return false;
+    const prior = decodeOwnership(found.value);
+    if (!(await isOver(prior))) return false;
+    const tombstone = tombstoneOf(prior, clock.next(prior.connection));
+    const outcome = await records.claim(clientId, tombstone, revision);
+    return "revision" in outcome && (await bury(clientId, outcome.revision));
   }
 
   return {
     take,
     release,
     remove,
-    find: async (clientId) => expired(await records.owner(clientId)),
+    expire,
+    find: async (clientId) => await living(await records.owner(clientId)),
     close() {
       closed = true;
     },

@@ -13,6 +13,7 @@ import { type Grant, grantOf } from "./grant.ts";
 import type { HybridClock } from "./hybrid-clock.ts";
 import type { LogTail } from "./log-tail.ts";
 import { placeOf } from "./log-reader.ts";
+import { createOwnershipCheck, type OwnershipCheck } from "./ownership-check.ts";
 import type { Logger } from "./plugin.ts";
 import type { KeptMessage } from "./session.ts";
 import { neverExpires } from "./session.ts";
@@ -29,12 +30,16 @@ import type { PublishOptions } from "./store.ts";
 import { createTopicIndex, parseShared } from "./topics.ts";
 
 export interface SharedMembers extends SharedMemberships {
-  /** Owned here, with connected members, that a message matches. */
-  matching(topic: string): number;
-  handOut(message: ClusterMessage, position: LogPosition | undefined): void;
+  /** Owned here, with connected members, that a message matches: their topic filters. */
+  matching(topic: string): string[];
+  handOut(message: ClusterMessage, position: LogPosition | undefined, before: number | undefined): void;
+  /** The client's session has ended, whichever node it was on: it is a member of these no more. @throws SluiceError STORE_FAILED */
+  forget(clientId: string, topicFilters: readonly string[]): Promise<void>;
   answer(body: Buffer, from: string): Buffer | undefined;
   peerChanged(): void;
   checkpoint(): void;
+  /** Of those that are owned here. */
+  readonly check: OwnershipCheck;
   close(): Promise<void>;
 }
 
@@ -48,7 +53,7 @@ export interface SharedMembersDeps {
   readonly clock: HybridClock;
   now(): number;
   kept(message: ClusterMessage, position: LogPosition | undefined): KeptMessage;
-  receiptsOf(message: ClusterMessage): PublishOptions["receipts"];
+  receiptsOf(message: ClusterMessage, sharedBy: string): PublishOptions["receipts"];
   gap(): void;
   conflict(): void;
 }
@@ -69,6 +74,9 @@ const retryMs = 300;
 
 /** How often the owner of a shared subscription is looked for. */
 const maxTries = 20;
+
+/** How often it is told that a member has ended. */
+const maxForgetTries = 5;
 
 /** No client id has U+0000 in it. */
 const prefix = "\u0000";
@@ -109,7 +117,12 @@ export function createSharedMembers(deps: SharedMembersDeps): SharedMembers {
     if (position) local.pending.add(placeOf(position));
     const retain = message.retain && grant.retainAsPublished;
     const target = { key: member, value: grant, sharedBy: topicFilter };
-    const { qos } = deliveries.give(target, deps.kept(message, position), retain, deps.receiptsOf(message));
+    const { qos } = deliveries.give(
+      target,
+      deps.kept(message, position),
+      retain,
+      deps.receiptsOf(message, topicFilter),
+    );
     // Nobody acknowledges it.
     if (qos === 0 && position) settle(topicFilter, position, "done");
     return true;
@@ -291,6 +304,18 @@ export function createSharedMembers(deps: SharedMembersDeps): SharedMembers {
     findLater(locals.get(topicFilter));
   }
 
+  const check = createOwnershipCheck<SharedGroup>({
+    held: () => groups.values(),
+    isReached: () => engine.health().reached,
+    owner: ({ topicFilter }) => records.owner(prefix + topicFilter, true),
+    revision: ({ claim: held }) => held.revision,
+    lost({ topicFilter, claim: held }) {
+      deps.conflict();
+      lost(topicFilter, held);
+    },
+    kept: (group) => group.resume(),
+  });
+
   function findLater(local: Local | undefined): void {
     if (!local || closed || local.members.members.size === 0) return;
     find(local).catch((error: unknown) => {
@@ -303,6 +328,7 @@ export function createSharedMembers(deps: SharedMembersDeps): SharedMembers {
   }
 
   return {
+    check,
     async join(member, topicFilter, options) {
       const local = localOf(topicFilter);
       local.members.set(member, grantOf(options));
@@ -313,7 +339,13 @@ export function createSharedMembers(deps: SharedMembersDeps): SharedMembers {
       }
       // One that has begun without this member does not tell of it.
       await local.finding;
-      await find(local);
+      try {
+        await find(local);
+      } catch (error) {
+        // Nobody is told of the failure: it is for this node to go on.
+        if (!member.claim) findLater(local);
+        throw error;
+      }
       await groups.get(topicFilter)?.claim.writer.commit();
     },
     leave(member, topicFilter, isGone) {
@@ -335,12 +367,16 @@ export function createSharedMembers(deps: SharedMembersDeps): SharedMembers {
     returned(_, { sharedBy, message }) {
       if (sharedBy !== undefined && message.position) settle(sharedBy, message.position, "returned");
     },
-    matching: (topic) => index.match(topic).filter(({ key }) => key.hasConnected).length,
-    handOut(message, position) {
+    async forget(clientId, topicFilters) {
+      for (const topicFilter of topicFilters) await forgetOne(clientId, topicFilter);
+    },
+    matching: (topic) =>
+      index.match(topic).flatMap(({ key: { hasConnected, topicFilter } }) => (hasConnected ? [topicFilter] : [])),
+    handOut(message, position, before) {
       if (message.to !== undefined) return;
       for (const { key } of index.match(message.topic)) {
-        if (position && message.qos > 0) key.offer(message, position);
-        else key.offer(message, undefined);
+        if (position && message.qos > 0) key.offer(message, position, before);
+        else key.offer(message, undefined, undefined);
       }
     },
     answer(body, from) {
@@ -353,7 +389,10 @@ export function createSharedMembers(deps: SharedMembersDeps): SharedMembers {
       const group = groups.get(topicFilter);
       // The one who asks looks for the owner anew.
       if (!group) return undefined;
-      if (word.op === "member") {
+      if (word.op === "ended") {
+        if (!group.ended(word.clientId)) return undefined;
+        if (group.isEmpty) void end(group);
+      } else if (word.op === "member") {
         group.member(word.clientId, from, word.state, word.lasts);
         if (word.state === "gone" && group.isEmpty) void end(group);
       } else if (word.op === "done") {
@@ -384,6 +423,32 @@ export function createSharedMembers(deps: SharedMembersDeps): SharedMembers {
       await Promise.allSettled([...groups.values()].map((group) => release(group)));
     },
   };
+
+  async function forgetOne(clientId: string, topicFilter: string): Promise<void> {
+    const local = localOf(topicFilter);
+    try {
+      for (let tries = 0; tries < maxForgetTries && !closed; tries++) {
+        const group = groups.get(topicFilter);
+        if (group?.ended(clientId)) {
+          if (group.isEmpty) await end(group);
+          else await group.claim.writer.commit();
+          return;
+        }
+        if (!group) {
+          if (!local.owner && !(await records.owner(prefix + topicFilter))) return;
+          if (!local.owner) await find(local);
+          const { owner } = local;
+          if (owner && (await tellOwner(owner, { proxy, topicFilter, op: "ended", clientId }))) return;
+          local.owner = undefined;
+          if (groups.has(topicFilter)) continue;
+        }
+        await new Promise((resolve) => setTimeout(resolve, retryMs));
+      }
+    } finally {
+      if (local.members.members.size === 0 && local.pending.size === 0) locals.delete(topicFilter);
+    }
+    throw new SluiceError("STORE_FAILED", `the owner of ${topicFilter} did not hear that a member has ended`);
+  }
 
   /** Another node may have it. */
   async function release(group: SharedGroup): Promise<void> {

@@ -1,9 +1,13 @@
 /** What the parts of one proxy in several workers have to tell each other, past the store: types only. */
 import type { Outcome } from "./outcome.ts";
+import type { Will } from "./plugin.ts";
+import type { WillOfClient } from "./store.ts";
 
 export interface Siblings {
   /** Who hears of the others, from now on. */
   listen(part: ProxyPart): void;
+  /** Its pipelines run. */
+  ready(): void;
   /** This client's will waits here for its delay; or it does not any more. */
   willWaits(clientId: string, waits: boolean): void;
   /** `connectionLimit` of all workers: of an address before authentication, of the proxy after it. */
@@ -22,4 +26,15 @@ export interface ProxyPart {
   back(clientId: string, resumed: boolean): void;
   /** Its session was removed. */
   ended(clientId: string): void;
+  /** The worker that this client was connected to has ended. @param said it has left the pipelines */
+  speakFor(words: LastWords, said: () => void): void;
+}
+
+/** What is still to be said for a client. */
+export interface LastWords {
+  readonly client: WillOfClient["client"];
+  /** It is due. */
+  readonly will: Will | undefined;
+  /** The number of the connection that `presence` is to tell the end of. */
+  readonly connection: number | undefined;
 }

@@ -13,6 +13,8 @@ import {
   lostReasons,
   readMessage,
   readSubscription,
+  numberOfUncounted,
+  readWill,
   receiptNames,
   tell,
   writeSubscription,
@@ -22,6 +24,8 @@ import type { WireReader } from "./wire.ts";
 export interface StoreLink {
   /** Resolves when the worker has nothing of the store any more. */
   readonly closed: Promise<void>;
+  /** Clients that are connected to it. */
+  readonly connections: number;
   close(): void;
 }
 
@@ -34,8 +38,6 @@ export function serveStore(stream: Duplex, sharedOf: (name: string) => Shared): 
   const holders = new Map<number, Holder>();
   const seen = new Set<Shared>();
   const told = new Map<number, string>();
-  /** The last message of each client that has to wait. */
-  const publishing = new Map<string, Promise<PublishOutcome>>();
   const ended = Promise.withResolvers<void>();
   const handOver = createHandOver(() => channel);
 
@@ -81,13 +83,17 @@ export function serveStore(stream: Duplex, sharedOf: (name: string) => Shared): 
     });
   }
 
-  /** Makes a call and sends its answer, at once where it is there at once. */
-  function answer<T>(request: number, call: () => Awaitable<T>, write: (value: T) => void): void {
+  /**
+   * Makes a call and sends its answer, at once where it is there at once.
+   * @param done called when it was made, whether or not anybody is there to be answered
+   */
+  function answer<T>(request: number, call: () => Awaitable<T>, write: (value: T) => void, done?: () => void): void {
     const send = (value: T): void => {
       post(tell.answer, () => {
         out.number(request);
         write(value);
       });
+      done?.();
     };
     try {
       const value = call();
@@ -156,10 +162,9 @@ export function serveStore(stream: Duplex, sharedOf: (name: string) => Shared): 
         const [request, holder, packetId] = [frame.number(), holderAt(frame), frame.number()];
         answer(
           request,
-          () => holder?.handle?.inbound.add(packetId),
-          () => {
-            if (holder) queueMicrotask(() => cameIn(holder, packetId));
-          },
+          () => making(holder, packetId, holder?.handle?.inbound.add(packetId)),
+          nothing,
+          () => cameIn(holder, packetId),
         );
         break;
       }
@@ -182,6 +187,28 @@ export function serveStore(stream: Duplex, sharedOf: (name: string) => Shared): 
       case ask.forget:
         holders.delete(frame.number());
         break;
+      case ask.ready: {
+        proxyAt(frame.number()).lastWords.ready(link);
+        break;
+      }
+      case ask.willDone: {
+        const holder = holderAt(frame);
+        if (holder) {
+          holder.will = undefined;
+          holder.handle?.willDone?.();
+        }
+        break;
+      }
+      case ask.begun: {
+        const [number, id] = [frame.number(), frame.number()];
+        proxyAt(number).lastWords.begun(link, id);
+        break;
+      }
+      case ask.said: {
+        const [number, id] = [frame.number(), frame.number()];
+        proxyAt(number).lastWords.said(link, id);
+        break;
+      }
       case ask.query: {
         const [request, number] = [frame.number(), frame.number()];
         answer(
@@ -262,23 +289,51 @@ export function serveStore(stream: Duplex, sharedOf: (name: string) => Shared): 
     answer(
       request,
       () => {
-        const { store } = proxyAt(number).served;
-        const options = { from, inbound, receipts };
-        return inOrder(from, () =>
-          to === undefined ? store.publish(message, options) : store.publishTo(to, message, options),
-        );
+        const proxy = proxyAt(number);
+        const { store } = proxy.served;
+        const options = { from, inbound, receipts, countAll: (flags & 8) !== 0 };
+        const go = (): Awaitable<PublishOutcome> =>
+          to === undefined ? store.publish(message, options) : store.publishTo(to, message, options);
+        return making(inbound && holder, packetId, inOrder(proxy, from, go));
       },
-      ({ matched, connected, durable }) => {
-        out.byte((durable ? 1 : 0) | (inbound ? 2 : 0));
+      ({ matched, connected, durable, uncounted }) => {
+        out.byte((durable ? 1 : 0) | (inbound ? 2 : 0) | (numberOfUncounted(uncounted) << 2));
         out.number(matched);
         out.number(connected);
-        if (holder) queueMicrotask(() => cameIn(holder, packetId));
       },
+      inbound && (() => cameIn(holder, packetId)),
     );
   }
 
+  /** Where its worker ends before it is safe, the client's next one is told what became of it. */
+  function making<T>(holder: Holder | undefined, packetId: number, work: Awaitable<T>): Awaitable<T> {
+    if (!holder || !(work instanceof Promise)) return work;
+    const { writing } = holder;
+    writing.set(packetId, work);
+    const made = (): void => {
+      if (writing.get(packetId) === work) writing.delete(packetId);
+    };
+    work.then(made, made);
+    return work;
+  }
+
+  function leaveWriting({ proxy, clientId, writing }: Holder): void {
+    proxy.whereabouts.works(link, clientId, [...writing.keys()]);
+    for (const [packetId, work] of writing) {
+      const passOn = (outcome: object): void => passOnWork(link, proxy, clientId, packetId, JSON.stringify(outcome));
+      work.then(
+        () => passOn({ kind: "passed" }),
+        () => passOn({ kind: "fault", error: "it could not be stored" }),
+      );
+    }
+  }
+
   /** What a client publishes behind a message that has to wait waits too: for the answer, not for the way to and fro. */
-  function inOrder(from: string | undefined, go: () => Awaitable<PublishOutcome>): Awaitable<PublishOutcome> {
+  function inOrder(
+    { publishing }: Shared,
+    from: string | undefined,
+    go: () => Awaitable<PublishOutcome>,
+  ): Awaitable<PublishOutcome> {
     const before = from === undefined ? undefined : publishing.get(from);
     const published = before ? before.then(go, go) : go();
     if (from === undefined || !(published instanceof Promise)) return published;
@@ -291,7 +346,8 @@ export function serveStore(stream: Duplex, sharedOf: (name: string) => Shared): 
   }
 
   /** Where the client has a newer connection by now, that one has to know of the id too. */
-  function cameIn(holder: Holder, packetId: number): void {
+  function cameIn(holder: Holder | undefined, packetId: number): void {
+    if (!holder) return;
     const current = holder.proxy.holders.get(holder.clientId);
     if (!current?.handle || current === holder || !current.handle.inbound.has(packetId)) return;
     current.link.post(tell.inbound, () => {
@@ -311,13 +367,24 @@ export function serveStore(stream: Duplex, sharedOf: (name: string) => Shared): 
     ];
     const username = (flags & 2) === 0 ? undefined : frame.text();
     const info = { username, address: frame.text() };
+    const protocolVersion = frame.byte();
+    const client = { id: clientId, ...info, protocolVersion };
+    const will = (flags & 4) === 0 ? undefined : { will: readWill(frame), client };
     answer(
       request,
-      () => take(proxyAt(number), id, { clientId, cleanStart: (flags & 1) !== 0, expirySec, info }),
+      () =>
+        take(proxyAt(number), id, {
+          clientId,
+          cleanStart: (flags & 1) !== 0,
+          expirySec,
+          info,
+          protocolVersion,
+          will,
+        }),
       ({ holder, underWay }) => {
         const { handle, proxy } = holder;
         if (!handle) throw new Error("acquired without a handle");
-        proxy.lastOrdinal = handle.ordinal ?? Math.max(proxy.lastOrdinal + 1, proxy.served.now());
+        holder.ordinal = proxy.lastOrdinal = handle.ordinal ?? Math.max(proxy.lastOrdinal + 1, proxy.served.now());
         out.byte(handle.present ? 1 : 0);
         out.number(proxy.lastOrdinal);
         out.number(handle.subscriptions.size);
@@ -336,7 +403,7 @@ export function serveStore(stream: Duplex, sharedOf: (name: string) => Shared): 
     id: number,
     client: Omit<Acquisition, "onLost">,
   ): Promise<{ holder: Holder; underWay: readonly number[] }> {
-    const { clientId } = client;
+    const { clientId, info, protocolVersion = 0 } = client;
     const { served } = proxy;
     const old = proxy.holders.get(clientId);
     if (served.maxConnections > 0 && !old && proxy.holders.size >= served.maxConnections) {
@@ -347,7 +414,14 @@ export function serveStore(stream: Duplex, sharedOf: (name: string) => Shared): 
       link,
       proxy,
       clientId,
+      client: { id: clientId, ...info, protocolVersion },
+      will: client.will?.will,
+      sessionExpiry: client.expirySec,
+      ordinal: undefined,
+      endedAt: undefined,
+      why: undefined,
       handle: undefined,
+      writing: new Map(),
       inflight: new Map(),
       untaken: 0,
       untakenBytes: 0,
@@ -385,6 +459,11 @@ export function serveStore(stream: Duplex, sharedOf: (name: string) => Shared): 
   }
 
   function lost(holder: Holder, why: LostReason): void {
+    holder.why = why;
+    // Where another connection of this gateway has it, that is known by now.
+    if (why === "takenOver" && holder.proxy.holders.get(holder.clientId) === holder) {
+      holder.proxy.movedOn.set(holder.clientId, holder);
+    }
     over(holder);
     // Its will need not wait any longer; that it does has been told when this is answered.
     if (why === "removed") holder.gaveUp = () => tellBack(holder.proxy, holder.clientId, undefined, 2);
@@ -397,6 +476,7 @@ export function serveStore(stream: Duplex, sharedOf: (name: string) => Shared): 
   /** It holds nothing any more; what is under way for it may still refer to it. */
   function over(holder: Holder): void {
     holder.isOver = true;
+    holder.endedAt ??= holder.proxy.served.now();
     holder.inflight.clear();
     handOver.forget(holder);
     const { holders: connected } = holder.proxy;
@@ -404,6 +484,7 @@ export function serveStore(stream: Duplex, sharedOf: (name: string) => Shared): 
   }
 
   function close(holder: Holder, expirySec?: number): Awaitable<void> {
+    if (expirySec !== undefined) holder.sessionExpiry = expirySec;
     over(holder);
     return holder.handle?.close(expirySec);
   }
@@ -432,12 +513,19 @@ export function serveStore(stream: Duplex, sharedOf: (name: string) => Shared): 
   /** The worker is gone, whatever of: its clients come back elsewhere, to the sessions that they had. */
   async function end(): Promise<void> {
     clearInterval(counting);
+    for (const proxy of seen) proxy.lastWords.gone(link);
     const closing: Promise<void>[] = [];
+    const lostOf = new Map<Shared, number>();
     for (const holder of holders.values()) {
+      const { proxy, isOver } = holder;
       holder.gaveUp?.();
-      if (!holder.isOver) closing.push(Promise.resolve(close(holder)));
+      if (!isOver) {
+        lostOf.set(proxy, (lostOf.get(proxy) ?? 0) + 1);
+        closing.push(Promise.resolve(close(holder)));
+      }
+      leaveWords(holder, !isOver);
     }
-    holders.clear();
+    for (const [proxy, count] of lostOf) proxy.served.lost(count);
     for (const proxy of seen) {
       for (const { clientId, packetIds } of proxy.whereabouts.gone(link)) {
         for (const packetId of packetIds) {
@@ -445,11 +533,44 @@ export function serveStore(stream: Duplex, sharedOf: (name: string) => Shared): 
         }
       }
     }
+    for (const holder of holders.values()) if (holder.writing.size > 0) leaveWriting(holder);
+    holders.clear();
     await Promise.allSettled(closing);
     ended.resolve();
   }
 
-  return { closed: ended.promise, close: () => channel.close() };
+  /** What its worker would have said. */
+  function leaveWords(holder: Holder, wasConnected: boolean): void {
+    const { proxy, client, will, ordinal, handle } = holder;
+    if (!handle) return;
+    const done = will && ((): void => handle.willDone?.());
+    const connection = wasConnected && proxy.served.hasPresence ? ordinal : undefined;
+    let delaySec = will ? delayOf(holder, will.delaySec) : 0;
+    let due = will;
+    const current = proxy.holders.get(client.id);
+    if (delaySec > 0 && current?.handle) {
+      // It has come back before its worker ended.
+      if (current.handle.present) due = undefined;
+      delaySec = 0;
+    }
+    if (!due) done?.();
+    if (due || connection !== undefined) proxy.lastWords.left({ client, will: due, connection }, delaySec, due && done);
+  }
+
+  /** Seconds until its will is due: no longer than its session lasts [MQTT-3.1.2-8]; 0 where it is, or is to be at once. */
+  function delayOf({ proxy, why, sessionExpiry, endedAt }: Holder, delaySec: number): number {
+    if (why === "removed") return 0;
+    const now = proxy.served.now();
+    return Math.min(delaySec, sessionExpiry) - (now - (endedAt ?? now)) / 1000;
+  }
+
+  return {
+    closed: ended.promise,
+    get connections() {
+      return [...holders.values()].filter(({ isOver }) => !isOver).length;
+    },
+    close: () => channel.close(),
+  };
 }
 
 function nothing(): void {

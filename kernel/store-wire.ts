@@ -1,5 +1,6 @@
 /** What a worker and the process that holds the store say to each other, and how messages are written down for that. */
-import type { Message, MessageProperties, QoS, SubscriptionOptions } from "./plugin.ts";
+import type { Message, MessageProperties, PublishOutcome, QoS, SubscriptionOptions, Will } from "./plugin.ts";
+import type { LastWords } from "./siblings.ts";
 import type { StoredMessage } from "./store.ts";
 import type { WireReader, WireWriter } from "./wire.ts";
 
@@ -32,6 +33,13 @@ export const ask = {
   workEnded: 19,
   /** Is this connection within the one limit of all workers? */
   admit: 20,
+  /** The worker's part of a proxy runs. */
+  ready: 21,
+  /** The will of a connection is seen to. */
+  willDone: 22,
+  /** What `speakFor` brought is about to enter the pipelines; and it has left them. */
+  begun: 23,
+  said: 24,
 } as const;
 
 /** To the worker. */
@@ -49,12 +57,30 @@ export const tell = {
   /** A client that this worker knows is here again, at another one; or its session has ended. */
   back: 9,
   workEnded: 10,
+  /** For a client of a worker that has ended. */
+  speakFor: 11,
 } as const;
 
 /** Deliveries that a connection's side is handed before it says that it took them: their number and bytes. */
 export const window = { count: 128, bytes: 1024 * 1024 } as const;
 
 export const lostReasons = ["takenOver", "removed", "storeLost"] as const;
+
+/** What `uncounted` of a publish's outcome may be, by its number. */
+const uncountedSets: readonly PublishOutcome["uncounted"][] = [
+  undefined,
+  ["absent"],
+  ["otherNodes"],
+  ["absent", "otherNodes"],
+];
+
+export function numberOfUncounted(uncounted: PublishOutcome["uncounted"]): number {
+  return (uncounted?.includes("absent") ? 1 : 0) | (uncounted?.includes("otherNodes") ? 2 : 0);
+}
+
+export function uncountedOf(number: number): PublishOutcome["uncounted"] {
+  return uncountedSets[number & 3];
+}
 
 export const receiptNames = ["waiting", "delivered", "queued", "refused", "passedOn"] as const;
 
@@ -94,6 +120,40 @@ export function readMessage(frame: WireReader): StoredMessage {
     expiresAt,
     frames: undefined,
   };
+}
+
+export function writeWill(out: WireWriter, will: Will): void {
+  out.double(will.delaySec);
+  writeMessage(out, will, undefined, 0);
+}
+
+/** It is kept for long, and does not hold the frame that it came in. */
+export function readWill(frame: WireReader): Will {
+  const delaySec = frame.double();
+  const { topic, payload, qos, retain, properties } = readMessage(frame);
+  return { topic, payload: Buffer.from(payload), qos, retain, properties, delaySec };
+}
+
+export function writeLastWords(out: WireWriter, { client, will, connection }: LastWords): void {
+  const { id, username, address, protocolVersion } = client;
+  out.byte((username === undefined ? 0 : 1) | (will ? 2 : 0) | (connection === undefined ? 0 : 4));
+  out.text(id);
+  if (username !== undefined) out.text(username);
+  out.text(address);
+  out.byte(protocolVersion);
+  if (will) writeWill(out, will);
+  if (connection !== undefined) out.number(connection);
+}
+
+export function readLastWords(frame: WireReader): LastWords {
+  const flags = frame.byte();
+  const id = frame.text();
+  const username = (flags & 1) === 0 ? undefined : frame.text();
+  const address = frame.text();
+  const protocolVersion = frame.byte();
+  const will = (flags & 2) === 0 ? undefined : readWill(frame);
+  const connection = (flags & 4) === 0 ? undefined : frame.number();
+  return { client: { id, username, address, protocolVersion }, will, connection };
 }
 
 function writeProperties(out: WireWriter, properties: MessageProperties): void {

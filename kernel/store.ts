@@ -71,11 +71,12 @@ export interface StoreOptions {
   onDropped(reason: string, count: number): void;
   now(): number;
   /**
-   * A node of the cluster has died, and this will of one of its clients is this node's to publish, as if its connection
-   * had ended here.
+   * A node of the cluster is gone, and this will of one of its clients is this node's to publish, unless it comes back
+   * before. Resolves when it is seen to.
+   * @param dueAt when its delay is over, in milliseconds since the epoch; 0 = it is
    */
-  onOrphanedWill?(will: WillOfClient): Promise<void>;
-  /** A client has connected to another node. @param resumed its session goes on there */
+  onOrphanedWill?(will: WillOfClient, dueAt: number): Promise<void>;
+  /** A client has connected to another node, or its session has ended there. @param resumed it goes on there */
   onElsewhere?(clientId: string, resumed: boolean): void;
 }
 
@@ -106,6 +107,8 @@ export interface PublishOptions {
   readonly inbound?: { readonly handle: SessionHandle; readonly packetId: number } | undefined;
   /** Called with `waiting` before the publish answers, and once more for each session, when it is known what became of it. */
   readonly receipts?: ((clientId: string, outcome: Receipt) => void) | undefined;
+  /** As `PublishRequest.countAll` has it. Who waits for receipts gets all counted anyway. */
+  readonly countAll?: boolean | undefined;
 }
 
 /** The sessions and messages of one proxy. */
@@ -131,6 +134,8 @@ export interface ProxyStore {
    * next is published when the one before it is answered.
    */
   readonly keepsOrder?: boolean | undefined;
+  /** The wills that wait are published by others when this process has left. */
+  readonly passesWillsOn?: boolean | undefined;
 }
 
 export interface Acquisition {
@@ -143,6 +148,8 @@ export interface Acquisition {
   readonly onLost: (why: LostReason) => void;
   /** What is to be published if the node dies: for a store whose other nodes hear of that. */
   readonly will?: WillOfClient | undefined;
+  /** As {@link Client}'s. */
+  readonly protocolVersion?: number | undefined;
 }
 
 /** `storeLost`: a cluster could not be reached for so long that another node may own the session by now. */
@@ -208,4 +215,9 @@ export interface SessionHandle {
   };
   /** The connection ended. @param expirySec a new session expiry, which DISCONNECT may bring [MQTT-3.14.2-2] */
   close(expirySec?: SessionExpiry): Awaitable<void>;
+  /**
+   * The client's will is seen to: it has left its pipeline, or is not to be published. Also after `onLost` and `close`. Until
+   * then a store that has connections in other processes publishes it where they end, and other nodes where this one does.
+   */
+  willDone?(): void;
 }

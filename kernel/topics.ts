@@ -2,8 +2,8 @@
  * Topic names and topic filters: what is valid, what matches what, and the index that finds a message's subscribers.
  *
  * The index keeps filters without wildcards in a Map, since most are, and the rest in a trie by topic level. Results are
- * cached by topic name; a change of a plain filter drops its own topic's entry, a change of a wildcard filter all of them,
- * so that a match never misses what was subscribed before it.
+ * cached by topic name; a change of a plain filter drops its own topic's entry, a change of a wildcard filter those that it
+ * matches (and rarely more), so that a match never misses what was subscribed before it.
  */
 
 import { createMatchCache } from "./match-cache.ts";
@@ -198,7 +198,7 @@ export function createTopicIndex<K, V>(options: { prefer: (a: V, b: V) => V; cac
     }
     if (endsInHash) node.rest = addTo(node.rest, subscriber);
     else node.here = addTo(node.here, subscriber);
-    cache.clear();
+    cache.deleteMatching(filter);
   }
 
   function remove(filter: string, key: K): boolean {
@@ -222,7 +222,7 @@ export function createTopicIndex<K, V>(options: { prefer: (a: V, b: V) => V; cac
     if (filter.endsWith("#")) node.rest = removeFrom(node.rest, key);
     else node.here = removeFrom(node.here, key);
     if (size === before) return false;
-    cache.clear();
+    cache.deleteMatching(filter);
     // Levels that lead nowhere any more go, from the end.
     for (let depth = path.length - 1; depth > 0; depth--) {
       const child = path[depth];

@@ -34,6 +34,8 @@ await mkdir(packed);
 const child = spawn(
   process.execPath,
   [
+    "--import",
+    join(root, "test/helpers/end-of-file.ts"),
     "--test",
     "--test-concurrency=2",
     "--test-timeout=300000",

@@ -130,7 +130,7 @@ export function compare(before: Reading, now: Reading): LiveView {
         faults: rate("sluice_filter_packets_total", { ...labels, outcome: "fault" }),
         waiting: value("sluice_kafka_queue_records", own) + value("sluice_isolated_packets", own),
         ...(has("sluice_kafka_connected", own) && {
-          // Of several workers, which are summed, at least one.
+          // Of several workers, all.
           kafka: value("sluice_kafka_connected", own) > 0 ? ("connected" as const) : ("away" as const),
         }),
         ...(has("sluice_kafka_buffer_records", own) && {

@@ -1,16 +1,19 @@
 /** POST /mqttproxy/:name/topics/publish: a backend's messages to a proxy's subscribers, or to one client. */
 import type { ParameterizedContext } from "koa";
-import type { Host, PublishOutcome } from "@sluice/kernel";
+import type { Host, PublishOutcome, PublishRequest } from "@sluice/kernel";
 import { invalidJson, readJson } from "./body.ts";
 import { send } from "./negotiate.ts";
 import { describeProblem, problem } from "./problem.ts";
 import { createPace } from "./pace.ts";
 import { createPublishGate, type Passage } from "./publish-gate.ts";
 import { type PublishItem, readPublishItem } from "./publish-request.ts";
+import { createRefusals } from "./refusals.ts";
 import type { Route } from "./route.ts";
 
 /** Messages of one request. */
 const maxItems = 10_000;
+/** A longer list waits for no other node's answer: who matches there is not counted. */
+const maxCounted = 100;
 
 const usualWaitMs = 5_000;
 /** Below the time after which a socket on which nothing moves is closed. */
@@ -24,13 +27,14 @@ export interface PublishLimits {
 export function publishRoutes(host: Host, { maxBodyBytes, maxPublishes }: PublishLimits): Route[] {
   const gate = createPublishGate(maxPublishes, host.metrics);
   const pace = createPace();
+  const refusals = createRefusals(host);
 
   async function publish(
     proxy: string,
     { message, clientId }: PublishItem,
-    waitMs: number | undefined,
+    request: Omit<PublishRequest, "clientId">,
   ): Promise<object> {
-    return answerOf(await host.publish(proxy, message, { clientId, waitMs }));
+    return answerOf(await host.publish(proxy, message, { ...request, clientId }));
   }
 
   /**
@@ -39,8 +43,9 @@ export function publishRoutes(host: Host, { maxBodyBytes, maxPublishes }: Publis
    */
   async function publishAll(ctx: ParameterizedContext, proxy: string, items: readonly unknown[], waitMs?: number) {
     const last = new Map<string, Promise<unknown>>();
+    const countAll = items.length <= maxCounted;
     const results = items.map((given): Promise<object> => {
-      const work = async (): Promise<object> => publish(proxy, itemOf(given, waitMs), waitMs);
+      const work = async (): Promise<object> => publish(proxy, itemOf(given, waitMs), { waitMs, countAll });
       const lane = laneOf(given);
       // What is waited for has been handed out before the wait begins.
       const done = waitMs === undefined ? (last.get(lane) ?? Promise.resolve()).then(work) : work();
@@ -56,7 +61,7 @@ export function publishRoutes(host: Host, { maxBodyBytes, maxPublishes }: Publis
   async function answer(ctx: ParameterizedContext, name: string, waitMs: number | undefined, passage: Passage) {
     const body = await readJson(ctx, maxBodyBytes);
     if (!Array.isArray(body)) {
-      send(ctx, await publish(name, itemOf(body, waitMs), waitMs));
+      send(ctx, await publish(name, itemOf(body, waitMs), { waitMs, countAll: true }));
     } else if (body.length > maxItems) {
       throw problem(400, `a list may have ${maxItems} messages, not ${body.length}`);
     } else {
@@ -76,6 +81,10 @@ export function publishRoutes(host: Host, { maxBodyBytes, maxPublishes }: Publis
         const waitMs = wantedWait(ctx);
         // Before the body is read: what is read of it takes memory too.
         const passage = gate.enter();
+        if (!passage) {
+          await refusals.turn();
+          throw gate.refusal;
+        }
         try {
           await pace();
           await answer(ctx, name, waitMs, passage);
@@ -87,9 +96,14 @@ export function publishRoutes(host: Host, { maxBodyBytes, maxPublishes }: Publis
   ];
 }
 
-function answerOf({ matched, connected, receipts, receiptCounts }: PublishOutcome): object {
+function answerOf({ matched, connected, uncounted, receipts, receiptCounts }: PublishOutcome): object {
   const clients = receipts?.map(({ clientId, outcome }) => ({ clientID: clientId, outcome }));
-  return { matched, connected, ...(clients && { clients, outcomes: receiptCounts }) };
+  return {
+    matched,
+    connected,
+    ...(uncounted && { uncounted }),
+    ...(clients && { clients, outcomes: receiptCounts }),
+  };
 }
 
 function itemOf(given: unknown, waitMs: number | undefined): PublishItem {

@@ -78,17 +78,24 @@ export default defineCommand("send a message to a proxy's subscribers", help, as
 interface PublishAnswer {
   readonly matched: number;
   readonly connected: number;
+  readonly uncounted?: readonly string[];
   readonly clients?: readonly { readonly clientID: string; readonly outcome: string }[];
   readonly outcomes?: Readonly<Record<string, number>>;
 }
 
-function describe({ matched, connected, clients }: PublishAnswer, client: string | undefined): string {
+const notCounted: Readonly<Record<string, string>> = {
+  absent: "clients that are away are not counted",
+  otherNodes: "nor all that are connected to other nodes",
+};
+
+function describe({ matched, connected, clients, uncounted = [] }: PublishAnswer, client: string | undefined): string {
+  const rest = uncounted.map((each) => notCounted[each] ?? each).join(", ");
+  const note = rest === "" ? "" : ` (${rest})`;
   if (matched === 0) {
-    return client === undefined
-      ? "no session is subscribed to this topic"
-      : `no session has the client id ${printable(client)}`;
+    if (client !== undefined) return `no session has the client id ${printable(client)}${note}`;
+    return `no ${note === "" ? "session" : "connected client"} is subscribed to this topic${note}`;
   }
-  const summary = `${matched} ${matched === 1 ? "session" : "sessions"} matched, ${connected} connected`;
+  const summary = `${matched} ${matched === 1 ? "session" : "sessions"} matched, ${connected} connected${note}`;
   const rows = clients?.map(({ clientID, outcome }) => [clientID, outcome]) ?? [];
   return rows.length === 0 ? summary : `${summary}\n${formatTable([["CLIENT", "OUTCOME"], ...rows]).trimEnd()}`;
 }

@@ -1,6 +1,7 @@
 import type { Filter, FilterKind, Host } from "@sluice/kernel";
 import { validate } from "./config.ts";
 import type { Config } from "./config.ts";
+import { keeperOf } from "./hold.ts";
 import { openLogs } from "./logs.ts";
 import { createLineBuilder } from "./record.ts";
 
@@ -21,7 +22,7 @@ function createFilter(config: Config, host: Host): Filter {
   return {
     handle(ctx) {
       const line = buildLine(ctx, host.clock.now());
-      return typeof line === "string" ? line : logs.append(line);
+      return typeof line === "string" ? line : logs.append(line, keeperOf(ctx));
     },
     health: () => logs.health(),
     close: () => logs.close(),

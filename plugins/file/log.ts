@@ -4,10 +4,11 @@
  */
 import { mkdir, rename, stat, unlink } from "node:fs/promises";
 import { join } from "node:path";
-import type { Clock, Logger } from "@sluice/kernel";
+import type { Client, Clock, Logger } from "@sluice/kernel";
 import { openActiveFile, syncFolder } from "./active-file.ts";
 import type { ActiveFile } from "./active-file.ts";
 import type { Config } from "./config.ts";
+import { createLineQueue } from "./line-queue.ts";
 import { takeLock } from "./lock.ts";
 import type { Lock } from "./lock.ts";
 import type { FileMeter } from "./meter.ts";
@@ -44,20 +45,15 @@ export interface TopicLog {
   /**
    * `text` is a line as far as its offset. Resolves when the record is written (`fsync: always`: and on the disk);
    * rejects when it is not in the file, as when the disk is full: the next append tries anew.
+   * @param keeper who sends it again where it is not written: what else of its waits then is not written either
    */
-  append(text: string, bytes: number): Promise<void>;
+  append(text: string, bytes: number, keeper: Client | undefined): Promise<void>;
   isIdle(): boolean;
   isOpen(): boolean;
   /** To be called every few seconds: refreshes the lock, deletes what is too old, notices a file taken away. */
   maintain(): Promise<void>;
   /** Writes what is queued, syncs, and gives up the lock. */
   close(): Promise<void>;
-}
-
-interface Batch {
-  readonly lines: string[];
-  bytes: number;
-  readonly done: PromiseWithResolvers<void>;
 }
 
 /** All that there is while the log is open. */
@@ -71,46 +67,42 @@ interface Opened {
 export function createLog(options: LogOptions): TopicLog {
   const { folder, topic, config, clock, log, meter } = options;
   const path = join(folder, fileName(topic));
-  const batchLimit = Math.min(maxBatchBytes, config.rotateBytes);
-  const batches: Batch[] = [];
+  const queue = createLineQueue(Math.min(maxBatchBytes, config.rotateBytes), clock);
   const closing = new AbortController();
   let opened: Opened | undefined;
   let working: Promise<void> | undefined;
   let unsynced = false;
   let syncTimer: { clear(): void } | undefined;
 
-  function append(text: string, bytes: number): Promise<void> {
-    let batch = batches.at(-1);
-    if (!batch || batch.bytes + bytes > batchLimit) {
-      batch = { lines: [], bytes: 0, done: Promise.withResolvers() };
-      batches.push(batch);
-    }
-    batch.lines.push(text);
-    batch.bytes += bytes;
+  function append(text: string, bytes: number, keeper: Client | undefined): Promise<void> {
     // Not at once, so that what other connections bring in this turn of the event loop goes with it.
     working ??= new Promise<void>((resolve) => setImmediate(resolve)).then(work);
-    return batch.done.promise;
+    return queue.add(text, bytes, keeper);
   }
 
   async function work(): Promise<void> {
-    for (let batch = batches.shift(); batch; batch = batches.shift()) {
+    for (let batch = queue.take(); batch; batch = queue.take()) {
+      const { lines, withheld, bytes } = batch;
+      meter.withheld(withheld);
       try {
-        await write(batch);
-        meter.wrote(topic, batch.lines.length);
-        batch.done.resolve();
+        if (lines.length > 0) {
+          await write(lines, bytes);
+          meter.wrote(topic, lines.length);
+        }
+        batch.written();
       } catch (error) {
         const problem = describe(error);
-        meter.failed(topic, batch.lines.length, problem.message);
-        batch.done.reject(waitingFault(problem));
+        meter.failed(topic, lines.length, problem.message);
+        batch.failed(waitingFault(problem));
         if (opened?.file.broken) await shut();
       }
-      options.onSettled(batch.bytes);
+      options.onSettled(bytes);
     }
     working = undefined;
     options.onIdle();
   }
 
-  async function write({ lines, bytes }: Batch): Promise<void> {
+  async function write(lines: readonly string[], bytes: number): Promise<void> {
     opened ??= await openLog();
     if (opened.file.size > 0 && opened.file.size + bytes > config.rotateBytes) await rotate(opened);
     let offset = opened.nextOffset;
@@ -257,7 +249,7 @@ export function createLog(options: LogOptions): TopicLog {
     }
     done.resolve();
     // What was appended meanwhile found somebody working.
-    if (batches.length > 0) working = work();
+    if (!queue.isEmpty) working = work();
     else {
       working = undefined;
       options.onIdle();
@@ -277,7 +269,7 @@ export function createLog(options: LogOptions): TopicLog {
 
   return {
     append,
-    isIdle: () => working === undefined && batches.length === 0,
+    isIdle: () => working === undefined && queue.isEmpty,
     isOpen: () => opened !== undefined,
     maintain,
     close,

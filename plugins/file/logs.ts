@@ -1,7 +1,8 @@
 /** The logs of one filter: a bound on what is queued, a bound on open files, and their upkeep. */
 import { resolve } from "node:path";
-import type { Health, Host } from "@sluice/kernel";
+import type { Client, Health, Host } from "@sluice/kernel";
 import type { Config } from "./config.ts";
+import { beginHold, isHeld } from "./hold.ts";
 import { createLog, lineEndBytes } from "./log.ts";
 import type { TopicLog } from "./log.ts";
 import { createMeter } from "./meter.ts";
@@ -14,7 +15,8 @@ const upkeepMs = 10_000;
 const lockWaitMs = 10_000;
 
 export interface Logs {
-  append(line: PendingLine): Promise<void>;
+  /** @param keeper who sends the packet again where its line is not written */
+  append(line: PendingLine, keeper: Client | undefined): Promise<void>;
   health(): Health;
   close(): Promise<void>;
 }
@@ -35,20 +37,30 @@ export function openLogs(config: Config, host: Host): Logs {
   let upkeepTimer = host.clock.setTimeout(upkeep, upkeepMs);
   let upkeepDone = Promise.resolve();
 
-  function append({ topic, text }: PendingLine): Promise<void> {
-    if (closed) throw waitingFault(`${folder}: the filter is closed`);
+  function append({ topic, text }: PendingLine, keeper: Client | undefined): Promise<void> {
+    if (closed) fail("the filter is closed", keeper);
+    if (keeper && isHeld(keeper, host.clock)) {
+      meter.withheld(1);
+      fail("an earlier packet of the connection failed: to keep their order, this one does too", keeper);
+    }
     const bytes = Buffer.byteLength(text) + lineEndBytes;
     if (queuedBytes + bytes > config.maxQueuedBytes) {
       meter.refused();
-      throw waitingFault(
-        `${folder}: ${queuedBytes} bytes wait to be written, and maxQueuedBytes is ${config.maxQueuedBytes}: the disk is too slow`,
+      fail(
+        `${queuedBytes} bytes wait to be written, and maxQueuedBytes is ${config.maxQueuedBytes}: the disk is too slow`,
+        keeper,
       );
     }
     queuedBytes += bytes;
     const log = logs.get(topic) ?? addLog(topic);
     logs.delete(topic);
     logs.set(topic, log);
-    return log.append(text, bytes);
+    return log.append(text, bytes, keeper);
+  }
+
+  function fail(problem: string, keeper: Client | undefined): never {
+    if (keeper) beginHold(keeper, host.clock);
+    throw waitingFault(`${folder}: ${problem}`);
   }
 
   function addLog(topic: string): TopicLog {

@@ -9,6 +9,8 @@ export interface FileMeter {
   failed(topic: string, records: number, problem: string): void;
   /** A record for which the queue had no room. */
   refused(): void;
+  /** Records that came behind one of their client that failed. */
+  withheld(records: number): void;
   observeWrite(bytes: number, seconds: number): void;
   synced(topic: string): void;
   syncFailed(topic: string, problem: string): void;
@@ -25,12 +27,13 @@ export function createMeter(host: Host, state: { queuedBytes(): number; openFile
   const count = (name: string, help: string) => metrics.counter(name, help, ["filter"]).with(filter);
   const outcomes = metrics.counter(
     "sluice_file_records_total",
-    "Records that FileMQTT has written, failed to write, or refused because its queue was full",
+    "Records that FileMQTT has written, failed to write, or refused: its queue was full, or an earlier one of the client failed",
     ["filter", "outcome"],
   );
   const written = outcomes.with({ ...filter, outcome: "written" });
   const failed = outcomes.with({ ...filter, outcome: "failed" });
   const refused = outcomes.with({ ...filter, outcome: "refused" });
+  const behindFailed = outcomes.with({ ...filter, outcome: "behindFailed" });
   const bytes = count("sluice_file_written_bytes_total", "Bytes written to files");
   const syncFailures = count(
     "sluice_file_sync_failures_total",
@@ -73,6 +76,7 @@ export function createMeter(host: Host, state: { queuedBytes(): number; openFile
       remember(problems, topic, problem);
     },
     refused: () => refused.inc(),
+    withheld: (records) => behindFailed.inc(records),
     observeWrite(size, seconds) {
       bytes.inc(size);
       writeSeconds.observe(seconds);

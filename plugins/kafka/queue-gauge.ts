@@ -21,8 +21,12 @@ export function createQueueGauge(host: Host, isConnected: () => boolean): QueueG
     gauge.set(labels, records),
   );
   metrics.gauge("sluice_kafka_queue_bytes", "Bytes of those records", ["filter"], (gauge) => gauge.set(labels, bytes));
-  metrics.gauge("sluice_kafka_connected", "1 while Kafka answers, 0 while it does not", ["filter"], (gauge) =>
-    gauge.set(labels, isConnected() ? 1 : 0),
+  metrics.gauge(
+    "sluice_kafka_connected",
+    "1 while Kafka answers, 0 while it does not",
+    ["filter"],
+    (gauge) => gauge.set(labels, isConnected() ? 1 : 0),
+    { merge: "min" },
   );
   return {
     get records() {

@@ -1,7 +1,7 @@
 /** From a Kafka record, whoever wrote it, to an MQTT message. */
 import type { Message, MessageProperties, QoS } from "@sluice/kernel";
 import type { SourceConfig } from "./source-config.ts";
-import { compileTemplate, parseJson, ranOutOfTime, type Template } from "./template.ts";
+import { compileTemplate, parseJson, type Template } from "./template.ts";
 
 /** As kafkajs hands it over, with where it comes from. */
 export interface SourceRecord {
@@ -53,8 +53,6 @@ interface RecordScope {
 type PropertyName = keyof MessageProperties & keyof SourceConfig["mqtt"]["properties"];
 
 const empty = Buffer.alloc(0);
-/** Renderings of a record that run out of time, before its template is taken for one that always will. */
-const maxAttempts = 5;
 
 export function createMapper({ mqtt, maxPayloadBytes }: SourceConfig): (record: SourceRecord) => Mapped | Unmapped {
   const topicOf = compileTemplate<RecordScope>(mqtt.topic, "throws");
@@ -127,19 +125,15 @@ export function createMapper({ mqtt, maxPayloadBytes }: SourceConfig): (record: 
     if (bytes > maxPayloadBytes) {
       return { reason: "tooLarge", detail: `the value has ${bytes} bytes, over maxPayloadBytes (${maxPayloadBytes})` };
     }
-    for (let attempt = 1; ; attempt++) {
-      const { scope, isInvalidJson } = createScope(record);
-      try {
-        return map(record, scope);
-      } catch (error) {
-        if (isInvalidJson()) {
-          return { reason: "invalidJson", detail: "a template asks for a field, and the value is no JSON" };
-        }
-        // A record must not be given up because the machine was busy with something else meanwhile.
-        if (ranOutOfTime(error) && attempt < maxAttempts) continue;
-        const [line = ""] = (error instanceof Error ? error.message : String(error)).split("\n");
-        return { reason: "template", detail: line };
+    const { scope, isInvalidJson } = createScope(record);
+    try {
+      return map(record, scope);
+    } catch (error) {
+      if (isInvalidJson()) {
+        return { reason: "invalidJson", detail: "a template asks for a field, and the value is no JSON" };
       }
+      const [line = ""] = (error instanceof Error ? error.message : String(error)).split("\n");
+      return { reason: "template", detail: line };
     }
   };
 }

@@ -81,9 +81,9 @@ function createSource(config: SourceConfig, host: Host): SourceService {
     }
   }
 
-  function count({ matched, receiptCounts }: PublishOutcome): void {
+  function count({ matched, uncounted, receiptCounts }: PublishOutcome): void {
     if ((receiptCounts?.timeout ?? 0) > 0) meter.unacknowledged();
-    meter.ended(matched === 0 ? "nobody" : "published");
+    meter.ended(matched === 0 && !uncounted ? "nobody" : "published");
   }
 
   /** Never before it is safe elsewhere, where there is an elsewhere. */

@@ -1,8 +1,11 @@
 /** Templates over a packet, its client and its payload; the only importer of liquidjs. */
-import type { FilterContext } from "@sluice/kernel";
-import { Liquid } from "liquidjs";
+import type { Fault, FilterContext } from "@sluice/kernel";
+import { Context, Liquid } from "liquidjs";
 
-/** Renders to text. */
+/**
+ * Renders to text. Throws a fault with `poison: true` where the template can't be rendered with this scope, and one that
+ * says nothing of it where that takes too long.
+ */
 export type Template<S extends object = TemplateScope> = (scope: S) => string;
 
 /** What `{{ ... }}` can name. Own properties only: nothing of JavaScript's is in reach. */
@@ -18,8 +21,16 @@ export interface TemplateScope {
   readonly payload: unknown;
 }
 
-/** Bounds of one rendering, so that no payload and no template can hold the event loop. */
-const limits = { parseLimit: 10_000, renderLimit: 50, memoryLimit: 1_000_000 };
+/**
+ * Bounds of one rendering, so that no payload and no template can hold the event loop. They count work: by the clock on the
+ * wall (liquidjs' `renderLimit`) a record would fail because the machine was busy with something else.
+ */
+const limits = { parseLimit: 10_000, memoryLimit: 1_000_000 };
+/** Parts of the template that are rendered, each round of a loop anew. */
+const maxSteps = 20_000;
+/** Milliseconds that this thread has computed, for steps that cost a lot each. They count once as many have gone by. */
+const maxComputingMs = 50;
+const outOfTime = `a template takes more than ${maxComputingMs} ms to render`;
 
 /** Names, filters and tags work on what is there; files can't be read, as there is no `fs` to find any. */
 function createEngine(): Liquid {
@@ -46,13 +57,34 @@ export function compileTemplate<S extends object = TemplateScope>(
   if (!isTemplate(text)) return () => text;
   const engine = createEngine();
   const parsed = engine.parse(text);
-  const options = { strictVariables: missing === "throws" };
-  return (scope) => String(engine.renderSync(parsed, scope, options));
+  const options = { strictVariables: missing === "throws", sync: true };
+  return (scope) => {
+    const context = new Context(scope, engine.options, options, { liquid: engine });
+    // It is asked before each step, and shared with the contexts that this one brings forth.
+    context.renderLimit.check = createStepLimit();
+    try {
+      return String(engine.renderSync(parsed, context));
+    } catch (error) {
+      const reason = error instanceof Error ? error.message : String(error);
+      const fault: Fault = new Error(reason, { cause: error });
+      // Here alone it may have been something else, such as a long collection of garbage.
+      throw reason.includes(outOfTime) ? fault : Object.assign(fault, { poison: true });
+    }
+  };
 }
 
-/** The clock on the wall bounds a rendering: it may have been the template, or another process's turn. */
-export function ranOutOfTime(error: unknown): boolean {
-  return error instanceof Error && error.message.includes("template render limit exceeded");
+function createStepLimit(): () => void {
+  const startedAt = performance.now();
+  let steps = 0;
+  let since: NodeJS.CpuUsage | undefined;
+  return () => {
+    if (++steps > maxSteps) throw new Error(`a template takes more than ${maxSteps} steps to render`);
+    // Asking for the thread's time costs ten times as much, and few need it.
+    if (!since && performance.now() - startedAt < maxComputingMs) return;
+    since ??= process.threadCpuUsage();
+    const { user, system } = process.threadCpuUsage(since);
+    if (user + system > maxComputingMs * 1000) throw new Error(outOfTime);
+  };
 }
 
 export function isTemplate(text: string): boolean {

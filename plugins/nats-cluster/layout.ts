@@ -56,6 +56,8 @@ export interface ProxyLayout {
   sessionsOf(shard: number, key: string): string;
   retained(topic: string): Address;
   retainedMatching(shard: number, topicFilter: string): string;
+  /** All of a shard. */
+  retainedOf(shard: number): string;
   /** The one shard of a filter without wildcards; undefined = all. */
   retainedShard(topicFilter: string): number | undefined;
   will(incarnation: string, clientId: string): string;
@@ -112,6 +114,7 @@ export function createLayout(namespace: string, shards: number): Layout {
         return { shard, subject: `${namespace}.r.${shard}.${name}.${topicSubject(topic)}` };
       },
       retainedMatching: (shard, topicFilter) => `${namespace}.r.${shard}.${name}.${filterSubject(topicFilter)}`,
+      retainedOf: (shard) => `${namespace}.r.${shard}.${name}.>`,
       retainedShard: (topicFilter) => (hasWildcard(topicFilter) ? undefined : shardOf(proxy, topicFilter)),
       will: (incarnation, clientId) => `${namespace}.w.${incarnation}.${name}.${idOf(clientId)}`,
       willsOf: (incarnation) => `${namespace}.w.${incarnation}.${name}.>`,

@@ -28,7 +28,9 @@ interface Beat {
 }
 
 interface Known extends ClusterPeer {
+  /** Or when it was reported. */
   lastSeen: number;
+  readonly wasHeard: boolean;
   isUp: boolean;
   hasLeft: boolean;
 }
@@ -66,7 +68,7 @@ export function createMembers(
     const known = byIncarnation.get(incarnation);
     const isUp = says !== "bye";
     if (!known) {
-      const made = { id, incarnation, isUp, hasLeft: !isUp, lastSeen: clock.now() };
+      const made = { id, incarnation, isUp, hasLeft: !isUp, lastSeen: clock.now(), wasHeard: true };
       byIncarnation.set(incarnation, made);
       if (isUp) log.info({ node: id }, "A node has joined the cluster");
       report(made);
@@ -101,7 +103,7 @@ export function createMembers(
     },
     reportLost({ id, incarnation }) {
       if (byIncarnation.has(incarnation)) return;
-      const lost = { id, incarnation, isUp: false, hasLeft: false, lastSeen: clock.now() };
+      const lost = { id, incarnation, isUp: false, hasLeft: false, lastSeen: clock.now(), wasHeard: false };
       byIncarnation.set(incarnation, lost);
       report(lost);
     },
@@ -126,6 +128,6 @@ export function createMembers(
   };
 }
 
-function toPeer({ id, incarnation, isUp, hasLeft }: Known): ClusterPeer {
-  return { id, incarnation, isUp, hasLeft };
+function toPeer({ id, incarnation, isUp, hasLeft, lastSeen, wasHeard }: Known): ClusterPeer {
+  return { id, incarnation, isUp, hasLeft, seenAt: wasHeard ? lastSeen : undefined };
 }

@@ -3,7 +3,7 @@ import type { ClusterRetained, LogPosition } from "@sluice/kernel/cluster";
 import { decodeBody, encodeBody } from "./body.ts";
 import type { Layout, ProxyLayout } from "./layout.ts";
 import { type Publisher, Refused, wrongSequence } from "./publisher.ts";
-import type { Reads, StreamState } from "./reads.ts";
+import type { Reads, Stored } from "./reads.ts";
 import { subjectProblem } from "./subjects.ts";
 
 export interface RetainedDeps {
@@ -21,20 +21,41 @@ const positionBytes = 6;
 const clearedSec = 60;
 const batch = 256;
 const maxTries = 20;
+/** How old what was heard may be where it matters. */
+const recountMs = 250;
+/** Topics that this node has set since; with more of them it asks. */
+const maxSince = 10_000;
 
-export function createRetained(deps: RetainedDeps): ClusterRetained & { readonly refresh: () => Promise<void> } {
+export function createRetained(deps: RetainedDeps): ClusterRetained {
   const { layout, proxy, reads, publisher, limits, now } = deps;
-  let counts = { messages: 0, bytes: 0 };
+  let heard = { messages: 0, bytes: 0 };
+  let heardAt = -Infinity;
+  let since = { topics: new Set<string>(), bytes: 0 };
+  let hearing: Promise<void> | undefined;
 
-  async function setAt(shard: number, subject: string, body: Buffer, o: { seq: number; ttl: string }): Promise<void> {
+  /** Answers false, and writes nothing, where `fits` says so of what is there. */
+  async function setAt(
+    shard: number,
+    subject: string,
+    body: Buffer,
+    o: { seq: number; ttl: string; fits: (before: number) => boolean },
+  ): Promise<boolean> {
     const stream = layout.streams.retained(shard);
     let found = await reads.last(stream, subject);
     for (let attempt = 0; attempt < maxTries; attempt++) {
-      if (found && found.body.length >= positionBytes && found.body.readUIntBE(0, positionBytes) > o.seq) return;
+      // Without a position it is the last one, whatever is there.
+      if (o.seq > 0 && found && positionOf(found) > o.seq) return true;
+      if (!o.fits(sizeOf(found))) {
+        // Of a server that may be behind.
+        const exact: Stored | undefined = await reads.lastByLeader(stream, subject);
+        if (exact?.seq === found?.seq || !o.fits(sizeOf(exact))) return false;
+        found = exact;
+        continue;
+      }
       const head = `NATS/1.0\r\nNats-Expected-Last-Subject-Sequence: ${found?.seq ?? 0}\r\n${o.ttl}\r\n`;
       try {
         await publisher.write(subject, body, Buffer.from(head));
-        return;
+        return true;
       } catch (error) {
         if (!(error instanceof Refused) || error.code !== wrongSequence.verdict) throw error;
       }
@@ -43,8 +64,50 @@ export function createRetained(deps: RetainedDeps): ClusterRetained & { readonly
     throw new Error("a retained message was replaced by others again and again");
   }
 
+  /** Until it is heard of. */
+  function noteSet(topic: string, bytes: number): void {
+    since.topics.add(topic);
+    since.bytes += bytes;
+    if (since.topics.size >= maxSince) void recount().catch(() => undefined);
+  }
+
+  async function hear(): Promise<void> {
+    const before = since;
+    since = { topics: new Set(), bytes: 0 };
+    try {
+      const shards = Array.from({ length: layout.shards }, (_, shard) => shard);
+      const states = await Promise.all(
+        shards.map(async (shard) => {
+          const stream = layout.streams.retained(shard);
+          const [state, messages] = await Promise.all([
+            reads.state(stream),
+            reads.count(stream, proxy.retainedOf(shard)),
+          ]);
+          // Proxies share a stream: of its bytes the share of its messages.
+          return { messages, bytes: state.messages === 0 ? 0 : (state.bytes / state.messages) * messages };
+        }),
+      );
+      heard = {
+        messages: states.reduce((sum, { messages }) => sum + messages, 0),
+        bytes: Math.round(states.reduce((sum, { bytes }) => sum + bytes, 0)),
+      };
+      heardAt = now();
+    } catch (error) {
+      for (const topic of before.topics) since.topics.add(topic);
+      since.bytes += before.bytes;
+      throw error;
+    }
+  }
+
+  async function recount(): Promise<void> {
+    if (now() - heardAt < recountMs) return;
+    hearing ??= hear().finally(() => (hearing = undefined));
+    await hearing;
+  }
+
   return {
-    async set(message, position: LogPosition | undefined) {
+    recount,
+    async set(message, position: LogPosition | undefined, { mayAdd, mayGrow }) {
       const problem = subjectProblem(message.topic);
       if (problem !== undefined)
         throw new Error(`the message can't be retained: its topic can't be used in a cluster: ${problem}`);
@@ -58,8 +121,14 @@ export function createRetained(deps: RetainedDeps): ClusterRetained & { readonly
       const leftMs = message.expiresAt === 0 ? undefined : message.expiresAt - now();
       const ttlSec = isClear ? clearedSec : leftMs === undefined ? undefined : Math.max(1, Math.ceil(leftMs / 1000));
       const ttl = ttlSec === undefined ? "" : `Nats-TTL: ${ttlSec}s\r\n`;
-      if (position) await setAt(shard, subject, body, { seq: position.seq, ttl });
-      else await publisher.write(subject, body, Buffer.from(`NATS/1.0\r\n${ttl === "" ? "\r\n" : `${ttl}\r\n`}`));
+      const fits = (before: number): boolean => (mayAdd || before > 0) && (mayGrow || before >= body.length);
+      if (position || !(mayAdd && mayGrow)) {
+        if (!(await setAt(shard, subject, body, { seq: position?.seq ?? 0, ttl, fits }))) return false;
+      } else {
+        await publisher.write(subject, body, Buffer.from(`NATS/1.0\r\n${ttl === "" ? "\r\n" : `${ttl}\r\n`}`));
+      }
+      if (!isClear && mayAdd) noteSet(message.topic, subject.length + body.length);
+      return true;
     },
     async *match(topicFilter) {
       const problem = subjectProblem(topicFilter);
@@ -85,15 +154,17 @@ export function createRetained(deps: RetainedDeps): ClusterRetained & { readonly
       }
     },
     get counts() {
-      return counts;
-    },
-    async refresh() {
-      const streams = Array.from({ length: layout.shards }, (_, shard) => layout.streams.retained(shard));
-      const states: StreamState[] = await Promise.all(streams.map((stream) => reads.state(stream)));
-      counts = {
-        messages: states.reduce((sum, { messages }) => sum + messages, 0),
-        bytes: states.reduce((sum, { bytes }) => sum + bytes, 0),
-      };
+      const unheard = { messages: since.topics.size, bytes: since.bytes };
+      return { messages: heard.messages + unheard.messages, bytes: heard.bytes + unheard.bytes, unheard };
     },
   };
+}
+
+function positionOf({ body }: Stored): number {
+  return body.length >= positionBytes ? body.readUIntBE(0, positionBytes) : 0;
+}
+
+/** 0: there is none. */
+function sizeOf(found: Stored | undefined): number {
+  return found && found.body.length > positionBytes ? found.body.length : 0;
 }

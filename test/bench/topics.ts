@@ -1,4 +1,7 @@
-/** Microseconds a match and bytes a subscription: `node --expose-gc test/bench/topics.ts [subscriptions]`. */
+/**
+ * Microseconds a match and bytes a subscription: `node --expose-gc test/bench/topics.ts [subscriptions]`. Churn is another
+ * client's subscription with a wildcard that comes, or goes, at every 50th match.
+ */
 import { createTopicIndex } from "../../kernel/topics.ts";
 
 const subscriptions = Number(process.argv[2] ?? 100_000);
@@ -21,7 +24,14 @@ const topics = Array.from({ length: 50_000 }, (_, n) => {
   return `fleet/${i % 50}/device/${i}/${["command", "state", "log/kernel"][n % 3]}`;
 });
 
-for (const cacheSize of [0, 100_000]) {
+/** Matches between two changes. */
+const churnEvery = 50;
+
+for (const { cacheSize, isChurn } of [
+  { cacheSize: 0, isChurn: false },
+  { cacheSize: 100_000, isChurn: false },
+  { cacheSize: 100_000, isChurn: true },
+]) {
   globalThis.gc?.();
   const before = process.memoryUsage().heapUsed;
   const built = process.hrtime.bigint();
@@ -31,13 +41,27 @@ for (const cacheSize of [0, 100_000]) {
   globalThis.gc?.();
   const bytes = (process.memoryUsage().heapUsed - before) / subscriptions;
   let found = 0;
+  let changes = 0;
+  const change = (): void => {
+    const filter = `fleet/${(changes >> 1) % 50}/device/new-${changes >> 1}/#`;
+    if (changes++ % 2 === 0) index.set(filter, keys[0]!, 1);
+    else index.delete(filter, keys[0]!);
+  };
   for (const topic of topics) found += index.match(topic).length;
+  if (isChurn) {
+    change();
+    for (const topic of topics) found += index.match(topic).length;
+  }
+  const foundBefore = found;
   const start = process.cpuUsage();
-  for (let n = 0; n < rounds; n++) found += index.match(topics[n % topics.length] ?? "").length;
+  for (let n = 0; n < rounds; n++) {
+    if (isChurn && n % churnEvery === 0) change();
+    found += index.match(topics[n % topics.length] ?? "").length;
+  }
   const { user, system } = process.cpuUsage(start);
   const us = (user + system) / rounds;
   console.log(
-    `${subscriptions} subscriptions, cache ${cacheSize}: build ${buildUs.toFixed(2)} us, ${us.toFixed(2)} us/match, ` +
-      `${bytes.toFixed(0)} B/subscription, ${(found / (rounds + topics.length)).toFixed(2)} found a match`,
+    `${subscriptions} subscriptions, cache ${cacheSize}${isChurn ? ", churn" : ""}: build ${buildUs.toFixed(2)} us, ${us.toFixed(2)} us/match, ` +
+      `${bytes.toFixed(0)} B/subscription, ${((found - foundBefore) / rounds).toFixed(2)} found a match`,
   );
 }

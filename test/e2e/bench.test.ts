@@ -18,6 +18,7 @@ import type { ServerKind } from "../bench/servers/server.ts";
 import { serverKind } from "../bench/servers/kinds.ts";
 import { sluice } from "../bench/servers/sluice.ts";
 import { startKafka } from "../helpers/kafka.ts";
+import { longTest } from "../helpers/long-test.ts";
 
 const kafka = await startKafka();
 await kafka?.stop();
@@ -95,20 +96,23 @@ test("a server that loses messages is found out, and goes on being measured", as
 });
 
 /** In the short form a test of twenty seconds is none. */
-const testLong = process.env["SLUICE_TEST_LONG"] ? test : () => undefined;
 
-void testLong("what Kafka has not got is lost, however well it was acknowledged", { skip: !kafka }, async () => {
-  const elsewhere: ServerKind = {
-    ...sluice,
-    name: "elsewhere",
-    start: (need) => sluice.start({ ...need, kafka: { ...need.kafka!, topic: `${need.kafka!.topic}-other` } }),
-  };
-  const [sound, lost] = [await run([sluice], "kafka-qos1"), await run([elsewhere], "kafka-qos1")];
-  assert.equal(sound[0]?.best?.lost, 0, sound[0]?.error);
-  const { best, error } = lost[0]!;
-  assert.ok(best, error);
-  assert.ok(best.lost! > 0 && best.lost! >= best.rate! * 0.5 * 0.9, `${best.lost} of ${best.rate}/s`);
-});
+longTest(
+  "what Kafka has not got is lost, however well it was acknowledged",
+  async () => {
+    const elsewhere: ServerKind = {
+      ...sluice,
+      name: "elsewhere",
+      start: (need) => sluice.start({ ...need, kafka: { ...need.kafka!, topic: `${need.kafka!.topic}-other` } }),
+    };
+    const [sound, lost] = [await run([sluice], "kafka-qos1"), await run([elsewhere], "kafka-qos1")];
+    assert.equal(sound[0]?.best?.lost, 0, sound[0]?.error);
+    const { best, error } = lost[0]!;
+    assert.ok(best, error);
+    assert.ok(best.lost! > 0 && best.lost! >= best.rate! * 0.5 * 0.9, `${best.lost} of ${best.rate}/s`);
+  },
+  { skip: !kafka },
+);
 
 test("a server that can't be started fails its own rows alone", async () => {
   const results = await run([sluice, serverKind("exit 3 # {port}")], "ingest-qos1");
@@ -145,7 +149,7 @@ test("goals come from Easegress where it is measured, else from Mosquitto's shar
   assert.deepEqual([beside?.goal?.limit, beside?.goal?.isMet], [10, true]);
   const svg = pictureOf(judge(rows, ours, "sluice"), { note: "", isSvg: true });
   assert.match(svg, /^<svg [^]*<\/svg>$/);
-  assert.match(svg, /class="missed">8.00</);
+  assert.match(svg, /class="figure missed">8.00</);
 });
 
 test("the command writes a table, JSON and a picture", async (t) => {

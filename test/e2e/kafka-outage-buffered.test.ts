@@ -3,12 +3,12 @@ import assert from "node:assert/strict";
 import { after, test } from "node:test";
 import { describeOutage, runOutage } from "../faults/outage.ts";
 import { startKafka } from "../helpers/kafka.ts";
+import { isLong } from "../helpers/long-test.ts";
 
 const found = await startKafka({ own: true });
 after(() => found?.stop());
 
-const long = process.env["SLUICE_TEST_LONG"] === "true";
-const outageSeconds = long ? 20 : 5;
+const outageSeconds = isLong ? 20 : 5;
 const rate = 2000;
 /** Fields of the heap grow with what is under way to Kafka (16 MiB, 20,000 records), not with what waits on disk. */
 const mostMemory = 600e6;

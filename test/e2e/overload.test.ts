@@ -7,8 +7,7 @@ import { test } from "node:test";
 import { createGenerator } from "../bench/generator.ts";
 import { linesOf, overload } from "../bench/overload.ts";
 import { sluice } from "../bench/servers/sluice.ts";
-
-const isLong = process.env["SLUICE_TEST_LONG"] === "true";
+import { isLong } from "../helpers/long-test.ts";
 
 test("under twice the load: bounded memory, devices served in time, no hanging HTTP publish, and soon calm again", async (t) => {
   const folder = await mkdtemp(join(tmpdir(), "sluice-overload-"));

@@ -12,6 +12,7 @@ import mqtt from "mqtt";
 import rootManifest from "../../package.json" with { type: "json" };
 import { configsOf } from "../helpers/every-kind.ts";
 import { createProject, runSuites, takeAnyApiPort, type Installation } from "../helpers/installation.ts";
+import { longTest } from "../helpers/long-test.ts";
 import { parsePage } from "../helpers/markdown.ts";
 import { env, packAll, readManifest, run, startRegistry, type Published, type Registry } from "../helpers/published.ts";
 
@@ -257,25 +258,28 @@ export default kind;
     await assert.rejects(run("tsc", [...options, ...types, "shout.ts"], site.home));
   });
 
-  test("the bundled plugins removed, and installed as anybody's: the gateway passes end-to-end suites", async (t) => {
-    for (const name of plugins) await rm(join(site.home, "node_modules", name), { recursive: true });
-    let failure = "";
-    for (const config of configsOf(await kindsOf(...plugins))) {
-      await writeFile(join(site.home, "missed.yaml"), config);
-      failure += await site.problems("missed.yaml");
-    }
-    for (const kind of await kindsOf(...plugins))
-      assert.match(failure, new RegExp(`no installed package provides the kind "${kind}"`));
-    await site.add(...plugins.map((name) => published.tarball(name)));
-    await takeAnyApiPort(site.home);
-    await site.sluice("check", "-c", "all.yaml");
-    const suites = ["connect", "drain", "http", "pipeline", "publish"];
-    const { pass, skipped } = await runSuites(
-      site.home,
-      suites.map((name) => `test/e2e/${name}.test.ts`),
-    );
-    t.diagnostic(`${pass} tests passed`);
-    assert.ok(pass > 60);
-    assert.equal(skipped, 0);
-  });
+  longTest(
+    "the bundled plugins removed, and installed as anybody's: the gateway passes end-to-end suites",
+    async (t) => {
+      for (const name of plugins) await rm(join(site.home, "node_modules", name), { recursive: true });
+      let failure = "";
+      for (const config of configsOf(await kindsOf(...plugins))) {
+        await writeFile(join(site.home, "missed.yaml"), config);
+        failure += await site.problems("missed.yaml");
+      }
+      for (const kind of await kindsOf(...plugins))
+        assert.match(failure, new RegExp(`no installed package provides the kind "${kind}"`));
+      await site.add(...plugins.map((name) => published.tarball(name)));
+      await takeAnyApiPort(site.home);
+      await site.sluice("check", "-c", "all.yaml");
+      const suites = ["connect", "drain", "http", "pipeline", "publish"];
+      const { pass, skipped } = await runSuites(
+        site.home,
+        suites.map((name) => `test/e2e/${name}.test.ts`),
+      );
+      t.diagnostic(`${pass} tests passed`);
+      assert.ok(pass > 60);
+      assert.equal(skipped, 0);
+    },
+  );
 });

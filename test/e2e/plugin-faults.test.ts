@@ -4,6 +4,7 @@ import { chmod, mkdir, readdir, readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { after, before, describe, test } from "node:test";
 import { activeVersion, faultyProject, withoutStore, type FaultyProject } from "../helpers/faulty-project.ts";
+import { longTest } from "../helpers/long-test.ts";
 import { nodeEnv, writePlugin } from "../helpers/plugin-packages.ts";
 import { sluice, snapshot } from "../helpers/sluice.ts";
 
@@ -77,28 +78,31 @@ test("the process is killed in front of any move: the old version is active or t
   assert.deepEqual(seen, ["1.0.0", "1.0.0", "1.1.0"]);
 });
 
-test("the process is killed while one installation takes the place of another of its version: the next command mends it", async () => {
-  const plugin = await writePlugin(project.home, {
-    name: "sluice-mark",
-    version: "3.0.0",
-    manifest: { scripts: { install: "node -e \"require('fs').writeFileSync('built.txt', 'built')\"" } },
-  });
-  const from = await project.copy();
-  assert.equal((await sluice(from, ["plugin", "add", plugin])).code, 0);
-  const then = await readFile(join(from, "plugins.lock"), "utf8");
-  const args = ["plugin", "add", plugin, "--allow-scripts", "sluice-mark"];
-  const judge = async ({ ended, folder }: { ended: { code: number | null }; folder: string }): Promise<void> => {
-    assert.equal(ended.code, null);
-    assert.equal(await readFile(join(folder, "plugins.lock"), "utf8"), then);
-    // It changes nothing itself.
-    assert.equal((await sluice(folder, ["plugin", "remove", "nobody"])).code, 1);
-    assert.equal(await activeVersion(folder), "3.0.0");
-    assert.deepEqual(await snapshot(folder), await snapshot(from));
-  };
-  const changes = await project.atEachChange(args, { BREAK_BY: "SIGKILL", BREAK_CALLS: "rename" }, judge, from);
-  // The old one aside, the new one in its place, plugins.lock.
-  assert.equal(changes, 3);
-});
+longTest(
+  "the process is killed while one installation takes the place of another of its version: the next command mends it",
+  async () => {
+    const plugin = await writePlugin(project.home, {
+      name: "sluice-mark",
+      version: "3.0.0",
+      manifest: { scripts: { install: "node -e \"require('fs').writeFileSync('built.txt', 'built')\"" } },
+    });
+    const from = await project.copy();
+    assert.equal((await sluice(from, ["plugin", "add", plugin])).code, 0);
+    const then = await readFile(join(from, "plugins.lock"), "utf8");
+    const args = ["plugin", "add", plugin, "--allow-scripts", "sluice-mark"];
+    const judge = async ({ ended, folder }: { ended: { code: number | null }; folder: string }): Promise<void> => {
+      assert.equal(ended.code, null);
+      assert.equal(await readFile(join(folder, "plugins.lock"), "utf8"), then);
+      // It changes nothing itself.
+      assert.equal((await sluice(folder, ["plugin", "remove", "nobody"])).code, 1);
+      assert.equal(await activeVersion(folder), "3.0.0");
+      assert.deepEqual(await snapshot(folder), await snapshot(from));
+    };
+    const changes = await project.atEachChange(args, { BREAK_BY: "SIGKILL", BREAK_CALLS: "rename" }, judge, from);
+    // The old one aside, the new one in its place, plugins.lock.
+    assert.equal(changes, 3);
+  },
+);
 
 test("a folder that may not be written: it says so, and nothing has changed", async (t) => {
   const folder = await project.copy();

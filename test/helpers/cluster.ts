@@ -18,6 +18,8 @@ export interface TestNode {
 export interface TestCluster {
   readonly memory: MemoryCluster;
   node(id: string, more?: Partial<StoreOptions>): Promise<TestNode>;
+  /** Moves the clock of all nodes on; timers don't follow it. */
+  pass(ms: number): void;
   stop(): Promise<void>;
 }
 
@@ -27,10 +29,14 @@ export function createTestCluster(
     random?: () => number;
     auditMs?: number;
     checkpointMs?: number;
+    sweepMs?: number;
+    silenceMs?: number;
     queue?: Partial<QueueLimits>;
   } = {},
 ): TestCluster {
-  const memory = createMemoryCluster(o);
+  let passed = 0;
+  const now = (): number => Date.now() + passed;
+  const memory = createMemoryCluster({ ...o, now });
   const running = new Set<Store>();
   const hosts: (() => void)[] = [];
   return {
@@ -43,9 +49,11 @@ export function createTestCluster(
         engine: node.engine,
         log: host.log,
         metrics: host.metrics,
-        now: Date.now,
+        now,
         auditMs: o.auditMs ?? 30_000,
         checkpointMs: o.checkpointMs ?? 10_000,
+        ...(o.sweepMs === undefined ? {} : { sweepMs: o.sweepMs }),
+        ...(o.silenceMs === undefined ? {} : { silenceMs: o.silenceMs }),
       });
       await store.start();
       running.add(store);
@@ -55,7 +63,7 @@ export function createTestCluster(
         retained: { maxMessages: 1000, maxBytes: 1 << 24 },
         topicCacheSize: 100,
         onDropped: (reason, count) => void (dropped[reason] = (dropped[reason] ?? 0) + count),
-        now: () => Date.now(),
+        now,
         ...more,
       });
       return {
@@ -73,6 +81,9 @@ export function createTestCluster(
           return Number(found?.[1] ?? 0);
         },
       };
+    },
+    pass(ms) {
+      passed += ms;
     },
     async stop() {
       await Promise.all([...running].map((store) => store.stop()));

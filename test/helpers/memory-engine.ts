@@ -29,6 +29,8 @@ export interface Faults {
   loseControl: number;
   /** Share of the appends and writes that are done and still reject. */
   loseAnswers: number;
+  /** Share of the sessions' removals that reject, with nothing done. */
+  failRemovals: number;
   /** Share of the reads that are answered by a replica which lags. */
   lag: number;
   /** How long somebody who is cut off waits before a call rejects. */
@@ -39,7 +41,11 @@ export interface MemoryNode {
   readonly engine: ClusterEngine;
   /** From now on nothing reaches it, and it reaches nothing. */
   cutOff(): void;
+  /** The node stays connected, and none of those who decide answers: what it says of its health alone. */
+  loseMajority(): void;
   rejoin(): void;
+  /** It is gone, and nobody hears of it yet. */
+  mute(): void;
   /** It is gone at once; the others hear of it. */
   kill(): void;
   /** It says goodbye. */
@@ -55,6 +61,10 @@ export interface MemoryCluster {
   trim(proxy: string, shard: number, seq: number): void;
   /** All appended messages of a proxy, in the order of their places. */
   logOf(proxy: string): readonly { message: ClusterMessage; position: LogPosition }[];
+  /** Client ids that there is an owner record of, those of shared subscriptions and nodes among them. */
+  owned(proxy: string): readonly string[];
+  /** Keys of a session's records. */
+  recordsOf(proxy: string, clientId: string): readonly string[];
   /** Counts guarded writes that were refused. */
   readonly fenced: () => number;
 }
@@ -88,7 +98,13 @@ interface NodeState {
   incarnation: string;
   reachable: boolean;
   alive: boolean;
+  /** Those who decide answer. */
+  hasMajority: boolean;
   left: boolean;
+  /** As dead, and not known to be. */
+  muted: boolean;
+  /** When it was last reachable; undefined = it is. */
+  seenAt: number | undefined;
   listeners: Map<
     string,
     { listener: ClusterListener; interest: Map<string, { selector: ClusterSelector; count: number }> }
@@ -100,14 +116,17 @@ interface NodeState {
   inbox: Promise<void>;
 }
 
-export function createMemoryCluster(o: { shards?: number; random?: () => number } = {}): MemoryCluster {
-  const { shards: shardCount = 4, random = Math.random } = o;
+export function createMemoryCluster(
+  o: { shards?: number; random?: () => number; now?: () => number } = {},
+): MemoryCluster {
+  const { shards: shardCount = 4, random = Math.random, now = Date.now } = o;
   const faults: Faults = {
     delayMs: 0,
     loseLive: 0,
     repeatLive: 0,
     loseControl: 0,
     loseAnswers: 0,
+    failRemovals: 0,
     lag: 0,
     timeoutMs: 100,
   };
@@ -139,7 +158,7 @@ export function createMemoryCluster(o: { shards?: number; random?: () => number 
   async function hop(node: NodeState): Promise<void> {
     if (faults.delayMs > 0) await sleep(random() * faults.delayMs);
     else await Promise.resolve();
-    if (!node.alive) await new Promise(() => undefined);
+    if (!node.alive || node.muted) await new Promise(() => undefined);
     if (node.reachable) return;
     await sleep(faults.timeoutMs);
     throw new Error("no answer from the engine");
@@ -214,10 +233,8 @@ export function createMemoryCluster(o: { shards?: number; random?: () => number 
   }
 
   function recordsOf(kept: Kept): Map<string, Buffer> {
-    const now = Date.now();
-    return new Map(
-      [...kept.records].flatMap(([key, { value, until }]) => (until > now ? [[key, value] as const] : [])),
-    );
+    const at = now();
+    return new Map([...kept.records].flatMap(([key, { value, until }]) => (until > at ? [[key, value] as const] : [])));
   }
 
   function proxyOf(node: NodeState, proxy: string, listener: ClusterListener): ClusterProxy {
@@ -322,7 +339,7 @@ export function createMemoryCluster(o: { shards?: number; random?: () => number 
           const kept = keptOf(proxy, clientId);
           for (const { key, value, ttlMs } of changes) {
             if (!isOwner(kept, revision)) return "fenced";
-            if (value) kept.records.set(key, { value, until: ttlMs === undefined ? Infinity : Date.now() + ttlMs });
+            if (value) kept.records.set(key, { value, until: ttlMs === undefined ? Infinity : now() + ttlMs });
             else kept.records.delete(key);
           }
           await answer(node, true);
@@ -330,6 +347,7 @@ export function createMemoryCluster(o: { shards?: number; random?: () => number 
         },
         async remove(clientId, revision) {
           await hop(node);
+          if (random() < faults.failRemovals) throw new Error("the engine is busy");
           const kept = keptOf(proxy, clientId);
           if (!isOwner(kept, revision)) return "fenced";
           kept.records.clear();
@@ -348,11 +366,18 @@ export function createMemoryCluster(o: { shards?: number; random?: () => number 
         },
       },
       retained: {
-        async set(message, position) {
+        async set(message, position, { mayAdd, mayGrow }) {
           await hop(node);
           const old = at.retained.get(message.topic);
           const isLate = position && old?.position && old.position.seq > position.seq;
-          if (!isLate) at.retained.set(message.topic, { message, position });
+          const before = old?.message.payload.length ?? 0;
+          const isRefused = (!mayAdd && before === 0) || (!mayGrow && before < message.payload.length);
+          if (!isLate && !isRefused) at.retained.set(message.topic, { message, position });
+          await answer(node);
+          return !isRefused;
+        },
+        async recount() {
+          await hop(node);
           await answer(node);
         },
         async *match(topicFilter) {
@@ -363,7 +388,8 @@ export function createMemoryCluster(o: { shards?: number; random?: () => number 
         },
         get counts() {
           const kept = [...at.retained.values()].filter(({ message }) => message.payload.length > 0);
-          return { messages: kept.length, bytes: kept.reduce((sum, { message }) => sum + message.payload.length, 0) };
+          const bytes = kept.reduce((sum, { message }) => sum + message.payload.length, 0);
+          return { messages: kept.length, bytes, unheard: { messages: 0, bytes: 0 } };
         },
       },
       wills: {
@@ -394,8 +420,8 @@ export function createMemoryCluster(o: { shards?: number; random?: () => number 
     return random() < faults.lag ? Math.max(0, end - Math.ceil(random() * 5)) : end;
   }
 
-  function peerOf({ id, incarnation, alive, reachable, left }: NodeState): ClusterPeer {
-    return { id, incarnation, isUp: alive && reachable, hasLeft: left };
+  function peerOf({ id, incarnation, alive, reachable, left, seenAt }: NodeState): ClusterPeer {
+    return { id, incarnation, isUp: alive && reachable, hasLeft: left, seenAt: seenAt ?? now() };
   }
 
   function tellPeers(of: NodeState): void {
@@ -418,10 +444,12 @@ export function createMemoryCluster(o: { shards?: number; random?: () => number 
         maxRecordBytes: 1 << 20,
         dedupeMs: 60_000,
         graceMs: 300,
+        kickMs: 1000,
       },
       health: () => ({
         live: node.reachable && node.alive,
-        durable: node.reachable && node.alive,
+        durable: node.reachable && node.alive && node.hasMajority,
+        reached: node.reachable && node.alive && node.hasMajority,
         reasons: node.reachable ? [] : ["the engine can't be reached"],
       }),
       onHealth(changed) {
@@ -444,8 +472,15 @@ export function createMemoryCluster(o: { shards?: number; random?: () => number 
           }
           const handler = peer.handlers.get(kind);
           if (!handler) throw new Error(`${to} does not know ${kind}`);
-          const done = (await handler(body, node.id)) ?? Buffer.alloc(0);
-          await hop(peer);
+          const answered = (async () => {
+            const done = (await handler(body, node.id)) ?? Buffer.alloc(0);
+            await hop(peer);
+            return done;
+          })();
+          answered.catch(() => undefined);
+          // It may die before its answer has left.
+          const done = await Promise.race([answered, sleep(timeoutMs, undefined, { ref: false })]);
+          if (!done) throw new Error(`${to} does not answer`);
           await hop(node);
           return done;
         },
@@ -473,7 +508,10 @@ export function createMemoryCluster(o: { shards?: number; random?: () => number 
         incarnation: randomUUID(),
         reachable: true,
         alive: true,
+        hasMajority: true,
         left: false,
+        muted: false,
+        seenAt: undefined,
         listeners: new Map(),
         handlers: new Map(),
         onHealth: new Set(),
@@ -486,21 +524,32 @@ export function createMemoryCluster(o: { shards?: number; random?: () => number 
         engine: engineOf(state),
         cutOff() {
           state.reachable = false;
+          state.seenAt = now();
           tellPeers(state);
+          tellHealth(state);
+        },
+        loseMajority() {
+          state.hasMajority = false;
           tellHealth(state);
         },
         rejoin() {
           state.reachable = true;
+          state.seenAt = undefined;
           tellPeers(state);
           tellHealth(state);
           for (const { listener } of state.listeners.values()) listener.onInterrupted();
         },
+        mute() {
+          state.muted = true;
+        },
         kill() {
           state.alive = false;
+          state.seenAt = now();
           tellPeers(state);
         },
         leave() {
           state.left = true;
+          state.seenAt = now();
           state.alive = false;
           tellPeers(state);
         },
@@ -512,6 +561,8 @@ export function createMemoryCluster(o: { shards?: number; random?: () => number 
       for (let at = shard.first; at < seq; at++) shard.messages.delete(at);
       shard.first = Math.max(shard.first, seq);
     },
+    owned: (proxy) => [...dataOf(proxy).sessions].flatMap(([clientId, { owner }]) => (owner ? [clientId] : [])),
+    recordsOf: (proxy, clientId) => [...keptOf(proxy, clientId).records.keys()],
     logOf: (proxy) =>
       dataOf(proxy).shards.flatMap(({ messages }, shard) =>
         [...messages].map(([seq, message]) => ({ message, position: { shard, seq } })),

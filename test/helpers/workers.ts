@@ -4,6 +4,7 @@ import { once } from "node:events";
 import { mkdir, mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { connect as connectTcp } from "node:net";
 import { tmpdir } from "node:os";
+import { kill } from "node:process";
 import { join } from "node:path";
 import type { IConnectPacket } from "mqtt-packet";
 import { eventually } from "./eventually.ts";
@@ -17,8 +18,10 @@ export interface WorkersGateway {
   connect(worker: number, clientId: string, more?: Partial<IConnectPacket>, how?: RawOptions): Promise<RawClient>;
   /** Opens a connection whose CONNECT is up to the caller. */
   open(how?: RawOptions): Promise<RawClient>;
-  /** Of the worker processes, by their index. */
+  /** Of the worker processes. */
   pids(): Promise<number[]>;
+  /** Ends this worker at once. */
+  kill(worker: number): void;
   write(yaml: string): Promise<void>;
   /** An answer of the HTTP API below `/apis/v2`. */
   api(path: string, init?: RequestInit): Promise<{ status: number; body: unknown }>;
@@ -52,6 +55,7 @@ export default {
   results: [],
   concurrent: true,
   create(config, host) {
+    if (existsSync(join(host.folder, "die-" + host.worker.index))) process.exit(9);
     if (config.failIn === host.worker.index) throw new Error("not in worker " + host.worker.index);
     const open = () => config.gate === undefined || existsSync(join(host.folder, config.gate));
     let last = Promise.resolve();
@@ -92,7 +96,7 @@ export async function startWorkers(
     writeFile(
       config,
       [
-        `kind: Gateway\nname: gateway\n${gateway}\nlog: { level: debug }\nplugins: { dirs: [./plugins] }\ndrain: { timeout: 2, rate: 0 }`,
+        `kind: Gateway\nname: gateway\n${gateway}\nlog: { level: debug }\nplugins: { dirs: [./plugins] }\n${gateway.includes("drain:") ? "" : "drain: { timeout: 2, rate: 0 }"}`,
         text,
         "kind: AdminAPI\nname: admin-api\nport: 0",
       ].join("\n---\n"),
@@ -148,6 +152,11 @@ export async function startWorkers(
         await client.connect({ clientId, ...more });
         return workerOf(clientId, mark);
       }
+    },
+    kill(worker) {
+      const started = process.logs.findLast(({ msg, worker: at }) => msg === "A worker is started" && at === worker);
+      assert.ok(Number(started?.["pid"]) > 0);
+      kill(Number(started?.["pid"]), "SIGKILL");
     },
     async pids() {
       const children = await childrenOf(process.pid);

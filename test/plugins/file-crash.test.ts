@@ -108,17 +108,22 @@ test("a disk that takes only part of a write is a fault, and what it took is tak
   assert.ok(records.length >= 5);
 });
 
-test("a full disk is a fault, nothing is lost, and writing goes on by itself when there is room", async (t) => {
+/** Undefined, and the test is skipped, where there is no right to. */
+function mountSmallDisk(t: TestContext, size: string): string | undefined {
   const folder = mkdtempSync(join(tmpdir(), "sluice-file-crash-"));
-  const mounted = spawnSync("mount", ["-t", "tmpfs", "-o", "size=128k", "tmpfs", folder]);
+  const mounted = spawnSync("mount", ["-t", "tmpfs", "-o", `size=${size}`, "tmpfs", folder]);
   t.after(() => {
     if (mounted.status === 0) spawnSync("umount", [folder]);
     rmSync(folder, { recursive: true, force: true });
   });
-  if (mounted.status !== 0) {
-    t.skip("no right to mount a small tmpfs");
-    return;
-  }
+  if (mounted.status === 0) return folder;
+  t.skip("no right to mount a small tmpfs");
+  return undefined;
+}
+
+test("a full disk is a fault, nothing is lost, and writing goes on by itself when there is room", async (t) => {
+  const folder = mountSmallDisk(t, "128k");
+  if (folder === undefined) return;
   const dir = join(folder, "data");
   mkdirSync(dir);
   writeFileSync(join(folder, "ballast"), Buffer.alloc(64 * 1024));
@@ -153,6 +158,56 @@ test("a full disk is a fault, nothing is lost, and writing goes on by itself whe
     assert.deepEqual(
       records.map(({ offset }) => offset),
       records.map((_, index) => index),
+    );
+  }
+});
+
+test("on a disk that is full again and again, what each client sends stays whole and in order", async (t) => {
+  // In this order, as what is open keeps the disk from being taken away.
+  const opened: (() => unknown)[] = [];
+  t.after(async () => {
+    for (const close of opened.toReversed()) await close();
+  });
+  const folder = mountSmallDisk(t, "1m");
+  if (folder === undefined) return;
+  const dir = join(folder, "data");
+  let ballast = 960 * 1024;
+  writeFileSync(join(folder, "ballast"), Buffer.alloc(ballast));
+  const { host, close } = createTestHost({ folder });
+  opened.push(close);
+  // Few records a batch, so that there are always some behind the one that fails.
+  const filter = await maker.build({ topic: { default: "gate-log" }, rotateBytes: 4096 }, host);
+  opened.push(() => filter.close?.());
+  let outages = 0;
+
+  /** As a device does: after a failure, what was not acknowledged is sent again, in order, on a new connection. */
+  async function runDevice(name: string): Promise<void> {
+    let pending = Array.from({ length: 60 }, (_, number) => `${name} ${number} `);
+    let { client } = createPublishContext({ clientId: name });
+    while (pending.length > 0) {
+      const sent = pending.slice(0, 12);
+      const send = async (value: string) =>
+        filter.handle({ ...createPublishContext({ payload: value.padEnd(1000, ".") }), client });
+      const outcomes = await Promise.allSettled(sent.map(send));
+      const isAcknowledged = (value: string) => outcomes[sent.indexOf(value)]?.status === "fulfilled";
+      pending = pending.filter((value) => !isAcknowledged(value));
+      if (outcomes.every(({ status }) => status === "fulfilled")) continue;
+      ({ client } = createPublishContext({ clientId: name }));
+      outages++;
+      ballast -= 8 * 1024;
+      writeFileSync(join(folder ?? "", "ballast"), Buffer.alloc(Math.max(ballast, 0)));
+    }
+  }
+  const names = ["a", "b", "c", "d", "e"];
+  await Promise.all(names.map(runDevice));
+  assert.ok(outages > 10, `${outages} outages`);
+  const { records } = await readAll(dir);
+  for (const name of names) {
+    const numbers = records.map(({ value }) => value.split(" ")).filter(([its]) => its === name);
+    assert.deepEqual(
+      numbers.map(([, number]) => Number(number)),
+      Array.from({ length: 60 }, (_, number) => number),
+      name,
     );
   }
 });

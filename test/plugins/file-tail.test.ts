@@ -1,7 +1,9 @@
 import assert from "node:assert/strict";
 import { appendFileSync, mkdirSync, mkdtempSync, renameSync, rmSync, truncateSync, writeFileSync } from "node:fs";
+import fsPromises from "node:fs/promises";
+import { syncBuiltinESMExports } from "node:module";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { createInterface } from "node:readline";
 import { PassThrough } from "node:stream";
 import { test } from "node:test";
@@ -130,7 +132,10 @@ function follow(t: TestContext, dir: string, ...args: string[]) {
     loadConfig: () => Promise.reject(new Error("no config here")),
   });
   const lines = createInterface({ input: stdout })[Symbol.asyncIterator]();
-  t.after(() => stop.abort());
+  t.after(() => {
+    stop.abort();
+    return done;
+  });
   return {
     stdout,
     done,
@@ -147,6 +152,7 @@ test("-f goes on with what is written, through rotations, until the signal", asy
     options,
     host,
   );
+  t.after(() => filter.close?.());
   const publish = async () => filter.handle(createPublishContext({ payload: "x".repeat(100) }));
   for (let count = 0; count < 30; count++) await publish();
 
@@ -157,7 +163,109 @@ test("-f goes on with what is written, through rotations, until the signal", asy
   for (let expected = 30; expected < 100; expected++) assert.equal(await tail.offset(), expected);
   tail.stop();
   assert.equal(await tail.done, 0);
-  await filter.close?.();
+});
+
+/** Calls `before` in front of each call that is made to the file system, with the folder it is about. */
+function interleave(t: TestContext, before: (folder: string) => void): void {
+  type Call = (...args: unknown[]) => unknown;
+  const original = { open: fsPromises.open, stat: fsPromises.stat, readdir: fsPromises.readdir };
+  const hook = (owner: object, name: string, folderOf: (args: unknown[]) => string) => {
+    const calls = owner as Record<string, Call>;
+    const call = calls[name] as Call;
+    calls[name] = (...args) => {
+      before(folderOf(args));
+      return call.apply(owner, args);
+    };
+  };
+  hook(fsPromises, "readdir", ([path]) => String(path));
+  hook(fsPromises, "stat", ([path]) => dirname(String(path)));
+  hook(fsPromises, "open", ([path]) => dirname(String(path)));
+  const open = fsPromises.open;
+  fsPromises.open = async (path, ...args) => {
+    const handle = await open(path, ...args);
+    for (const name of ["read", "stat"]) hook(handle, name, () => dirname(String(path)));
+    return handle;
+  };
+  syncBuiltinESMExports();
+  t.after(() => {
+    Object.assign(fsPromises, original);
+    syncBuiltinESMExports();
+  });
+}
+
+/** As FileMQTT rotates: two records a file, and the oldest files are deleted where no more than `keep` are wanted. */
+function createRotator(dir: string, keep = Infinity): () => void {
+  const path = join(dir, "log.ndjson");
+  let rotations = 0;
+  writeFileSync(path, recordLines(0, 2));
+  return () => {
+    rotations++;
+    renameSync(path, join(dir, `log.${rotations}.ndjson`));
+    writeFileSync(path, recordLines(rotations * 2, rotations * 2 + 2));
+    if (rotations > keep) rmSync(join(dir, `log.${rotations - keep}.ndjson`));
+  };
+}
+
+async function offsetsUntil(t: TestContext, dir: string, last: number): Promise<number[]> {
+  const tail = follow(t, dir, "-n", "2");
+  const offsets: number[] = [];
+  while ((offsets.at(-1) ?? -1) < last) offsets.push(await tail.offset());
+  tail.stop();
+  assert.equal(await tail.done, 0);
+  return offsets;
+}
+
+const range = (from: number, to: number) => Array.from({ length: to - from }, (_, index) => from + index);
+
+test("-f misses nothing and repeats nothing, between whichever two of its looks files are rotated", async (t) => {
+  const writers = new Map<string, (call: number) => void>();
+  const calls = new Map<string, number>();
+  interleave(t, (folder) => {
+    calls.set(folder, (calls.get(folder) ?? 0) + 1);
+    writers.get(folder)?.(calls.get(folder) ?? 0);
+  });
+  // Far more than the looks that it takes from one file to the next.
+  await Promise.all(
+    range(1, 41).map(async (at) => {
+      const dir = temporaryFolder(t);
+      const rotate = createRotator(dir);
+      writers.set(dir, (call) => {
+        // Twice, and once more while it finds its way.
+        if (call === at) rotate();
+        if (call === at || call === at + 3) rotate();
+      });
+      const offsets = await offsetsUntil(t, dir, 7);
+      assert.deepEqual(offsets, range(offsets[0] ?? -1, 8), `rotated at call ${at}`);
+    }),
+  );
+});
+
+test("-f misses nothing where files are rotated at each of its looks", async (t) => {
+  const dir = temporaryFolder(t);
+  const rotate = createRotator(dir);
+  let rotations = 0;
+  interleave(t, (folder) => {
+    if (folder === dir && rotations++ < 300) rotate();
+  });
+  const offsets = await offsetsUntil(t, dir, 601);
+  assert.deepEqual(offsets, range(offsets[0] ?? -1, 602));
+});
+
+test("-f goes on in order where retention overtakes it", async (t) => {
+  const dir = temporaryFolder(t);
+  const rotate = createRotator(dir, 2);
+  let rotations = 0;
+  interleave(t, (folder) => {
+    if (folder === dir && rotations++ < 300) rotate();
+  });
+  const offsets = await offsetsUntil(t, dir, 601);
+  assert.deepEqual(
+    offsets,
+    [...new Set(offsets)].sort((a, b) => a - b),
+    "nothing twice, nothing out of order",
+  );
+  // What is in the last files is not lost whatever happens to those before.
+  assert.deepEqual(offsets.slice(-6), range(596, 602));
 });
 
 test("-f finds its way when its file was deleted, taken back in part, or is not there yet", async (t) => {

@@ -10,14 +10,16 @@ import {
   utimesSync,
   writeFileSync,
 } from "node:fs";
+import fsPromises from "node:fs/promises";
+import { syncBuiltinESMExports } from "node:module";
 import { hostname, tmpdir } from "node:os";
 import { join } from "node:path";
 import { test } from "node:test";
 import type { TestContext } from "node:test";
-import type { Clock, Filter } from "../../kernel/plugin.ts";
+import type { Client, Clock, Filter } from "../../kernel/plugin.ts";
 import kind from "../../plugins/file/index.ts";
 import { chooseExpired } from "../../plugins/file/retention.ts";
-import { fileName, isLegalTopic, parseFileName } from "../../plugins/file/topic-file.ts";
+import { fileName, isLegalTopic, listTopicFiles, parseFileName } from "../../plugins/file/topic-file.ts";
 import {
   createConnectContext,
   createPublishContext,
@@ -72,6 +74,21 @@ async function setUp(
     publish: async (payload, topic = "gate-log") => filter.handle(createPublishContext({ payload, data: { topic } })),
     lines: (file) => parseLines(readFileSync(join(dir, file), "utf8")),
   };
+}
+
+/** The next call fails, and those behind it do not. */
+function failOnce(t: TestContext, name: "mkdir", code: string): void {
+  const original = fsPromises[name];
+  const restore = () => {
+    fsPromises[name] = original;
+    syncBuiltinESMExports();
+  };
+  fsPromises[name] = (): Promise<never> => {
+    restore();
+    return Promise.reject(Object.assign(new Error(`${code}: injected`), { code }));
+  };
+  syncBuiltinESMExports();
+  t.after(restore);
 }
 
 function parseLines(text: string): Record<string, unknown>[] {
@@ -429,6 +446,36 @@ test("over maxQueuedBytes a record is refused and counted, and the others are wr
   assert.equal(await metricValue("sluice_file_records_total", { outcome: "refused" }), 20 - written);
   await publish("room again");
   assert.equal(lines("gate-log.ndjson").length, written + 1);
+});
+
+test("where a record is not written, none that its client has sent behind it is, and those of others are", async (t) => {
+  const { filter, dir, metricValue } = await setUp(t, { rotateBytes: 1024 });
+  failOnce(t, "mkdir", "ENOSPC");
+  const connect = (clientId: string) => createPublishContext({ clientId }).client;
+  const send = async (client: Client, value: string, qos: 0 | 1 = 1) =>
+    filter.handle({ ...createPublishContext({ payload: value.padEnd(400, "."), qos, data: { topic: "t" } }), client });
+  const values = async () => {
+    const files = (await listTopicFiles(dir)).get("t") ?? [];
+    const lines = files.flatMap(({ path }) => parseLines(readFileSync(path, "utf8")));
+    return lines.map(({ value }) => String(value).replace(/\.+$/, ""));
+  };
+
+  // More than one batch, of which the first alone fails.
+  const one = connect("one");
+  const failing = ["1", "2"].map((value) => assert.rejects(send(one, value), /ENOSPC/));
+  const others = [send(connect("two"), "other 1"), send(one, "once", 0), send(connect("three"), "other 2")];
+  // As a filter that runs isolated sees it.
+  failing.push(assert.rejects(send({ ...one, data: new Map() }, "3"), /ENOSPC/));
+  await Promise.all([...failing, ...others]);
+  assert.deepEqual(await values(), ["other 1", "once", "other 2"]);
+
+  // Until its connection is closed, nothing of what it still sends may come in front either.
+  await assert.rejects(send(one, "4"), /an earlier packet of the connection failed/);
+  assert.equal(await metricValue("sluice_file_records_total", { outcome: "failed" }), 1);
+  assert.equal(await metricValue("sluice_file_records_total", { outcome: "behindFailed" }), 3);
+  const again = connect("one");
+  await Promise.all(["1", "2", "3", "4"].map((value) => send(again, value)));
+  assert.deepEqual(await values(), ["other 1", "once", "other 2", "1", "2", "3", "4"]);
 });
 
 test("more topics than maxOpenFiles take turns, and none loses a record", async (t) => {

@@ -240,8 +240,17 @@ describe("NATSCluster's engine", { skip: !nats }, () => {
 
   test("retained messages: the last by position, cleared ones gone, over 1,024 of them", async () => {
     const { retained } = a.proxy;
-    const set = (topic: string, payload: string, seq?: number): Promise<void> =>
-      retained.set(messageOf(topic, payload, { retain: true }), seq === undefined ? undefined : { shard: 0, seq });
+    const set = (
+      topic: string,
+      payload: string,
+      seq?: number,
+      room = { mayAdd: true, mayGrow: true },
+    ): Promise<boolean> =>
+      retained.set(
+        messageOf(topic, payload, { retain: true }),
+        seq === undefined ? undefined : { shard: 0, seq },
+        room,
+      );
     await set("r/1", "new", 10);
     await set("r/1", "old", 9);
     await set("r/2", "", 5);
@@ -252,6 +261,20 @@ describe("NATSCluster's engine", { skip: !nats }, () => {
     assert.deepEqual(await matchAll("r/1"), []);
     await Promise.all(Array.from({ length: 1500 }, (_, n) => set(`many/${n}`, String(n))));
     assert.equal((await matchAll("many/#")).length, 1500);
+    await eventually(async () => {
+      await b.proxy.retained.recount();
+      return b.proxy.retained.counts.messages;
+    }, 1503);
+    const perMessage = b.proxy.retained.counts.bytes / 1503;
+    assert.ok(perMessage > 40 && perMessage < 400, `${perMessage} bytes a message`);
+
+    for (const seq of [undefined, 20]) {
+      assert.equal(await set(`full/${seq}`, "x", seq, { mayAdd: false, mayGrow: true }), false);
+      assert.equal(await set("r/1", "x", seq && seq + 1, { mayAdd: false, mayGrow: true }), false, "cleared is none");
+      assert.equal(await set("r/3", "yy", seq && seq + 2, { mayAdd: false, mayGrow: false }), false);
+      assert.equal(await set("r/3", String(seq).slice(0, 1), seq && seq + 3, { mayAdd: false, mayGrow: false }), true);
+    }
+    assert.deepEqual([await matchAll("full/#"), await matchAll("r/#")], [[], ["r/3 2"]]);
 
     async function matchAll(topicFilter: string): Promise<string[]> {
       const found: string[] = [];

@@ -3,11 +3,11 @@ import assert from "node:assert/strict";
 import { after, before, describe, test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
 import { eventually } from "../helpers/eventually.ts";
+import { isLong } from "../helpers/long-test.ts";
 import { startNats, type Nats } from "../helpers/nats.ts";
 import { messageOf, startNode, type EngineNode } from "../helpers/nats-engine.ts";
 
 /** All of the servers, one after the other; else one. */
-const isLong = process.env["SLUICE_TEST_LONG"] !== undefined;
 const started: Nats | undefined = await startNats({ nodes: 3 });
 
 describe("NATSCluster while its servers fail", { skip: !started }, () => {
@@ -16,7 +16,7 @@ describe("NATSCluster while its servers fail", { skip: !started }, () => {
   let b: EngineNode;
   before(async () => {
     [a, b] = await Promise.all([
-      startNode(nats.urls, "a", { shards: 1, timeouts: { ackMs: 1000, totalMs: 18_000, kickMs: 1000 } }),
+      startNode(nats.urls, "a", { shards: 1, timeouts: { ackMs: 1000, totalMs: 18_000, kickMs: 3000 } }),
       startNode(nats.urls, "b", { shards: 1 }),
     ]);
   });

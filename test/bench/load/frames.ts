@@ -5,7 +5,7 @@ export const pingreq: Buffer = Buffer.from([0xc0, 0]);
 export const disconnect: Buffer = Buffer.from([0xe0, 0]);
 
 /** The upper four bits of a packet's first byte. */
-export const types = { connack: 2, publish: 3, puback: 4, suback: 9, pingresp: 13 } as const;
+export const types = { connack: 2, publish: 3, puback: 4, suback: 9, unsuback: 11, pingresp: 13 } as const;
 
 export interface ConnectOptions {
   readonly clientId: string;
@@ -28,8 +28,13 @@ export function connectFrame({ clientId, username, password, keepAlive = 0, clea
   });
 }
 
-export function subscribeFrame(topic: string, qos: 0 | 1): Buffer {
-  return mqttPacket.generate({ cmd: "subscribe", messageId: 1, subscriptions: [{ topic, qos }] });
+export function subscribeFrame(topics: string | readonly string[], qos: 0 | 1): Buffer {
+  const subscriptions = [topics].flat().map((topic) => ({ topic, qos }));
+  return mqttPacket.generate({ cmd: "subscribe", messageId: 1, subscriptions });
+}
+
+export function unsubscribeFrame(topic: string): Buffer {
+  return mqttPacket.generate({ cmd: "unsubscribe", messageId: 1, unsubscriptions: [topic] });
 }
 
 export function publishFrame(topic: string, payload: Buffer, qos: 0 | 1, packetId: number): Buffer {

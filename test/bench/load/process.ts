@@ -1,4 +1,5 @@
 /** A generator's own process: its parent tells it what to run, by messages. See ../generator.ts. */
+import { churn } from "./churn.ts";
 import { connections } from "./connections.ts";
 import { fanOut } from "./fan-out.ts";
 import { kafkaReader } from "./kafka-reader.ts";
@@ -7,7 +8,7 @@ import { probes } from "./probes.ts";
 import { publishers } from "./publishers.ts";
 import { requests } from "./requests.ts";
 
-const loads = { connections, fanOut, kafkaReader, probes, publishers, requests };
+const loads = { churn, connections, fanOut, kafkaReader, probes, publishers, requests };
 export type Loads = typeof loads;
 
 export interface Call {
