@@ -63,13 +63,7 @@ export function readFetched(answer: Buffer, offsets: Map<number, bigint>, onValu
 }
 
 /** A batch holds records from before the offset that was asked for. @returns the offset behind it */
-function readBatch(
-  bytes: Buffer,
-  start: number,
-  end: number,
-  from: bigint,
-  onValue: (value: Buffer) => void,
-): bigint {
+function readBatch(bytes: Buffer, start: number, end: number, from: bigint, onValue: (value: Buffer) => void): bigint {
   const first = bytes.readBigInt64BE(start);
   if ((bytes.readInt16BE(start + 21) & 7) !== 0) throw new Error("the records are compressed");
   let at = start + headBytes;

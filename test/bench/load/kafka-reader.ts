@@ -80,7 +80,9 @@ async function findLeaders(brokers: readonly string[], topic: string): Promise<L
   try {
     const { brokers: nodes } = await admin.describeCluster();
     const { topics } = await admin.fetchTopicMetadata({ topics: [topic] });
-    const ends = new Map((await admin.fetchTopicOffsets(topic)).map(({ partition, high }) => [partition, BigInt(high)]));
+    const ends = new Map(
+      (await admin.fetchTopicOffsets(topic)).map(({ partition, high }) => [partition, BigInt(high)]),
+    );
     return nodes.flatMap(({ nodeId, host, port }) => {
       const own = topics[0]!.partitions.filter(({ leader }) => leader === nodeId);
       const offsets = new Map(own.map(({ partitionId }) => [partitionId, ends.get(partitionId) ?? 0n]));
