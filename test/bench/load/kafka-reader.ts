@@ -31,7 +31,7 @@ export const kafkaReader: Load<KafkaReaderOptions> = {
       await once(socket, "connect");
       socket.on("error", (error: Error) => (failure ??= error));
       const ask = (): void => void socket.write(fetchRequest(topic, offsets));
-      let rest = Buffer.alloc(0);
+      let rest: Buffer = Buffer.alloc(0);
       socket.on("data", (chunk: Buffer) => {
         const now = nowMs();
         rest = rest.length === 0 ? chunk : Buffer.concat([rest, chunk]);
