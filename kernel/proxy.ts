@@ -7,6 +7,7 @@ import type { Admitted, PeerDeps } from "./admitted.ts";
 import { Connection, type ConnectionOwner, pause } from "./connection.ts";
 import { drain } from "./drain.ts";
 import { SluiceError } from "./errors.ts";
+import { filteredMessage } from "./filtered-message.ts";
 import { createInboundWork } from "./inbound-work.ts";
 import type { ListenerOwner } from "./listener.ts";
 import { createListeners } from "./listeners.ts";
@@ -34,7 +35,6 @@ import type { Siblings } from "./siblings.ts";
 import type { DrainSpec, ProxySpec } from "./spec.ts";
 import type { Store, StoreCounts, WillOfClient } from "./store.ts";
 import { createSysTopics } from "./sys-topics.ts";
-import { topicNameProblem } from "./topics.ts";
 import { createTurns } from "./turns.ts";
 import { createWills } from "./will.ts";
 
@@ -332,10 +332,7 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
       packetId: undefined,
     };
     const toAll = async (): Promise<void> => {
-      const { topic, payload, qos, retain, properties } = packet;
-      const invalid = topicNameProblem(topic);
-      if (invalid) throw new SluiceError("TOPIC_INVALID", `a filter left a topic that is not valid: ${invalid}`);
-      await store.publish({ topic, payload, qos, retain, properties }, { from: client.id });
+      await store.publish(filteredMessage(packet, will.topic, will.properties), { from: client.id });
     };
     const final = spec.brokerMode ? toAll : undefined;
     const job: Job = { type: "Publish", origin: "will", packet, client, lane: createLane(), final };
