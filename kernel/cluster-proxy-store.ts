@@ -184,7 +184,8 @@ export function createClusterProxyStore(
       const elsewhere = answers.flatMap((answer) => JSON.parse(answer.toString()) as string[]);
       return new Set([...clientIds.filter(isHere), ...elsewhere]);
     },
-    publish: async (will) => await options.onOrphanedWill?.(will),
+    now,
+    publish: async (will, dueAt) => await options.onOrphanedWill?.(will, dueAt),
   });
   const departures = createDepartures({
     engine,
@@ -235,6 +236,7 @@ export function createClusterProxyStore(
     census: createCensus(proxy, engine),
     sharedBy: (topic) => shared.matching(topic),
     sessionOf,
+    madeFor: (handle) => byHandle.get(handle),
     session: (clientId) => sessions.get(clientId),
     find: (clientId) => owners.find(clientId),
     onDropped: (reason) => options.onDropped(reason, 1),
@@ -272,18 +274,18 @@ export function createClusterProxyStore(
     });
   }
 
-  function handOut(message: ClusterMessage, position: LogPosition | undefined): void {
+  function handOut(message: ClusterMessage, position: LogPosition | undefined, before?: number): void {
     if (message.to !== undefined) {
       const session = sessions.get(message.to);
-      if (session) hand(session, directGrant(message), message, position);
+      if (session) hand(session, directGrant(message), message, position, before);
       return;
     }
     for (const { key, value } of index.match(message.topic)) {
       const isOwn = message.from !== undefined && key.session.clientId === message.from;
       const grant = isOwn ? value.own : value;
-      if (grant) hand(key, grant, message, position);
+      if (grant) hand(key, grant, message, position, before);
     }
-    shared.handOut(message, position);
+    shared.handOut(message, position, before);
   }
 
   function hand(
@@ -291,9 +293,10 @@ export function createClusterProxyStore(
     grant: Grant,
     message: ClusterMessage,
     position: LogPosition | undefined,
+    before: number | undefined,
   ): void {
     if (position && grant.qos > 0 && message.qos > 0) {
-      session.reader.offer(message, position);
+      session.reader.offer(message, position, before);
       return;
     }
     if (!session.handle) return;
@@ -358,6 +361,7 @@ export function createClusterProxyStore(
   };
 
   function take(session: ClusterSession): void {
+    wills.back(session.session.clientId);
     sessions.set(session.session.clientId, session);
     subscriptions += session.session.subscriptions.size;
   }
@@ -372,8 +376,6 @@ export function createClusterProxyStore(
 
   function loseTo(session: ClusterSession, why: LostReason): KeptCursor {
     session.handle?.lose(why);
-    const { clientId } = session.session;
-    wills.forget(clientId);
     const isPassedOn = why !== "removed" && session.claim !== undefined;
     session.claim?.writer.close();
     return unload(session, isPassedOn ? "passedOn" : "ended");
@@ -382,12 +384,14 @@ export function createClusterProxyStore(
   function fenced(claim: Claim): void {
     const session = sessions.get(claim.ownership.clientId);
     const arrival = arriving.get(claim.ownership.clientId);
-    if (session?.claim === claim) loseTo(session, "takenOver");
-    else if (arrival) arrival.isLost = true;
+    if (session?.claim === claim) {
+      loseTo(session, "takenOver");
+      options.onElsewhere?.(claim.ownership.clientId, true);
+    } else if (arrival) arrival.isLost = true;
   }
 
   function handleOf(session: ClusterSession, present: boolean, onLost: Acquisition["onLost"]): MemoryHandle {
-    const { session: inner } = session;
+    const { session: inner, connection } = session;
     const local = createHandle(inner, {
       present,
       async subscribe(topicFilter, wanted) {
@@ -414,6 +418,7 @@ export function createClusterProxyStore(
       },
       record: (entries) => session.record(entries),
       closed: (expirySec) => closed(session, expirySec),
+      willDone: () => wills.done(inner.clientId, connection),
       lost(why) {
         session.handle = undefined;
         inner.release();
@@ -424,18 +429,18 @@ export function createClusterProxyStore(
         shared.here(session);
       },
     });
-    const handle: MemoryHandle = Object.assign(local, { ordinal: session.connection });
+    const handle: MemoryHandle = Object.assign(local, { ordinal: connection });
     byHandle.set(handle, session);
     return handle;
   }
 
-  function closed(session: ClusterSession, expirySec: SessionExpiry | undefined): Awaitable<void> {
+  function closed(session: ClusterSession, expirySec?: SessionExpiry): Awaitable<void> {
     const { session: inner, claim } = session;
     session.handle = undefined;
     inner.release();
     const { clientId } = inner;
-    wills.forget(clientId);
     if (expirySec !== undefined) inner.expirySec = expirySec;
+    wills.wait(clientId, inner.expirySec);
     if (!claim) {
       unload(session, "ended");
       return;
@@ -559,7 +564,7 @@ export function createClusterProxyStore(
     take(session);
     const handle = handleOf(session, false, client.onLost);
     session.handle = handle;
-    if (client.will) wills.keep(clientId, client.will);
+    if (client.will) wills.keep(client.will, connection, client.expirySec);
     announce({ clientId, revision: 0, connection, why: "takenOver", resumes: false });
     if (purges.size < maxPurges) purges.set(clientId, connection);
     void purge();
@@ -636,7 +641,7 @@ export function createClusterProxyStore(
           return handle;
         }
         take(session);
-        if (client.will) wills.keep(clientId, client.will);
+        if (client.will) wills.keep(client.will, connection, client.expirySec);
         for (const topic of found?.cursor?.retained ?? []) void again(session, topic);
         return handle;
       } catch (error) {
@@ -658,7 +663,7 @@ export function createClusterProxyStore(
     session.connectedAt = session.settledAt = now();
     const handle = handleOf(session, true, client.onLost);
     session.handle = handle;
-    if (client.will) wills.keep(client.clientId, client.will);
+    if (client.will) wills.keep(client.will, session.connection, client.expirySec);
     else wills.forget(client.clientId);
     return handle;
   }
@@ -696,11 +701,12 @@ export function createClusterProxyStore(
 
   function kicked({ clientId, revision, connection, why, resumes }: Kick): Buffer | undefined {
     clock.seen(connection);
+    if (why === "takenOver") wills.back(clientId);
     const arrival = arriving.get(clientId);
     const session = sessions.get(clientId);
     if (!session) {
       if (arrival) heardOf(arrival, { revision, connection, why });
-      if (why === "takenOver") options.onElsewhere?.(clientId, resumes);
+      options.onElsewhere?.(clientId, why === "takenOver" && resumes);
       const cursor = leaving.get(clientId);
       return cursor && encodeCursor(cursor);
     }
@@ -708,12 +714,15 @@ export function createClusterProxyStore(
       // Without a revision it comes from a clean session, which takes nothing over.
       if (revision === 0 ? session.connection >= connection : session.claim.revision >= revision) return undefined;
       const cursor = loseTo(session, why);
+      // Its will may have begun to wait just now.
+      options.onElsewhere?.(clientId, why === "takenOver" && resumes);
       if (revision === 0) leaving.set(clientId, cursor);
       if (revision === 0) setTimeout(() => leaving.delete(clientId), 5000).unref();
       return encodeCursor(cursor);
     }
     if (why === "removed" || session.connection < connection) {
       loseTo(session, why);
+      options.onElsewhere?.(clientId, false);
       return wasHere;
     }
     announce({ clientId, revision: 0, connection: session.connection, why: "takenOver", resumes: false });
@@ -730,6 +739,7 @@ export function createClusterProxyStore(
       if (!session.reader.follows && session.handle) session.reader.resume();
     }
     if (isDue) shared.checkpoint();
+    if (isDue) wills.retry();
     if (purges.size > 0) void purge();
     // What fails is tried again in a second.
     if (owns && engine.health().durable) departures.beat().catch(() => undefined);
@@ -810,6 +820,9 @@ export function createClusterProxyStore(
     publish: (message, o = {}) => publisher.publish(message, o),
     publishTo: (clientId, message, o = {}) => publisher.publishTo(clientId, message, o),
     acquire,
+    get passesWillsOn() {
+      return engine.health().durable && engine.peers().some(({ isUp }) => isUp);
+    },
     query,
     remove,
     get counts() {
@@ -863,7 +876,7 @@ export function createClusterProxyStore(
         if (!session.claim || !session.handle) continue;
         session.handle.lose("storeLost");
         // Written when the engine is back, if it is still ours then.
-        void closed(session, undefined);
+        void closed(session);
       }
     },
     reachedChanged(reached) {
@@ -880,7 +893,7 @@ export function createClusterProxyStore(
     },
     peerChanged(peer) {
       shared.peerChanged();
-      wills.peer(peer);
+      wills.look();
       if (!peer.isUp) sweep.peerGone();
     },
     async close() {
@@ -888,6 +901,7 @@ export function createClusterProxyStore(
       for (const session of sessions.values()) if (session.handle) void session.handle.close();
       owners.close();
       await Promise.allSettled([...busy.values(), sweep.close()]);
+      if (engine.health().durable) await wills.flush();
       if (engine.health().durable) await departures.leave().catch(() => undefined);
       await shared.close();
       expiries.close();

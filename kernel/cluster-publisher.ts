@@ -54,6 +54,8 @@ export interface ClusterPublisherDeps {
   /** Shared subscriptions, of those that this node owns, with a connected member. */
   sharedBy(topic: string): readonly string[];
   sessionOf(handle: SessionHandle): ClusterSession | undefined;
+  /** The same, also where it is no longer here. */
+  madeFor(handle: SessionHandle): ClusterSession | undefined;
   session(clientId: string): ClusterSession | undefined;
   find(clientId: string): Promise<Ownership | undefined>;
   onDropped(reason: string): void;
@@ -245,10 +247,11 @@ export function createClusterPublisher(deps: ClusterPublisherDeps): ClusterPubli
     outcome: PublishOutcome,
     isRetained: boolean,
   ): Promise<PublishOutcome> {
-    const session = inbound && deps.sessionOf(inbound.handle);
+    // Its connection may have ended meanwhile: the client sends it again on the next, wherever that is.
+    const origin = inbound && deps.madeFor(inbound.handle);
     const packetId = inbound?.packetId ?? 0;
-    const uses = session?.inbound.get(packetId)?.uses ?? 0;
-    const dedupeId = session?.claim && `${proxy} ${session.claim.ownership.session} ${packetId} ${uses}`;
+    const uses = origin?.inbound.get(packetId)?.uses ?? 0;
+    const dedupeId = origin?.claim && `${proxy} ${origin.claim.ownership.session} ${packetId} ${uses}`;
     try {
       const position = await cluster.log.append(message, { dedupeId });
       deps.meters.forwarded();
@@ -260,6 +263,7 @@ export function createClusterPublisher(deps: ClusterPublisherDeps): ClusterPubli
         { cause: error },
       );
     }
+    const session = inbound && deps.sessionOf(inbound.handle);
     if (session) await open(session, packetId);
     return outcome;
   }

@@ -23,8 +23,8 @@ export interface Front {
   ended(proxy: string, clientId: string): void;
   /** A client is connected to another node. @param resumed its session goes on there */
   back(proxy: string, clientId: string, resumed: boolean): void;
-  /** Resolves when the will has left the pipeline of a worker, or waits for its delay. */
-  speakFor(proxy: string, will: WillOfClient): Promise<void>;
+  /** Resolves when the will has left the pipeline of a worker, or is not to. @param dueAt milliseconds since the epoch */
+  speakFor(proxy: string, will: WillOfClient, dueAt: number): Promise<void>;
   /** From now on its workers may use it. */
   serve(proxy: ServedProxy): void;
 }
@@ -56,7 +56,7 @@ export function createFrontProxy(initial: ProxySpec, deps: ProxyDeps, front: Fro
     topicCacheSize: spec.topicCacheSize,
     onDropped: (reason, count) => meters.dropped(reason, count),
     now,
-    onOrphanedWill: (will) => front.speakFor(name, will),
+    onOrphanedWill: (will, dueAt) => front.speakFor(name, will, dueAt),
     onElsewhere: (clientId, resumed) => front.back(name, clientId, resumed),
   });
   let limiters = limitersOf(spec.connectionLimit);

@@ -191,7 +191,7 @@ export function createGateway(o: {
         connected: (name) => server.connected(name),
         ended: (name, clientId) => server.ended(name, clientId),
         back: (name, clientId, resumed) => server.back(name, clientId, resumed),
-        speakFor: (name, will) => server.speakFor(name, will),
+        speakFor: (name, will, dueAt) => server.speakFor(name, will, dueAt),
         serve: (proxy) => void served.set(proxy.name, proxy),
       });
     },
@@ -442,7 +442,7 @@ export function createGateway(o: {
         await closeAll(
           [
             { name: "workers", close: () => crew?.stop(drain.timeoutMs + workersMs) ?? Promise.resolve() },
-            ...reversed(running.proxies).map(([name, proxy]) => ({ name, close: () => proxy.stop(drain) })),
+            ...reversed(running.proxies).map(([name, proxy]) => ({ name, close: () => proxy.stop(drain, true) })),
             { name: "earlier generations", close: () => Promise.all(retiring) },
             ...reversed(running.services).map(([name, each]) => ({ name, close: () => each.close() })),
             ...reversed(running.pipelines).map(([name, pipeline]) => ({ name, close: () => pipeline.drained() })),

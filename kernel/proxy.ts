@@ -52,8 +52,11 @@ export interface Proxy extends ProxyHandle {
   prepare(next: ProxySpec): Promise<ProxyChange>;
   /** It is dropped: its last packets go through these pipelines, which may be gone from what runs. */
   orphan(pipeline: ProxyDeps["pipeline"]): void;
-  /** Stops accepting, closes the connections at the drain's rate, each when its packets under way are through. */
-  stop(how: DrainSpec): Promise<void>;
+  /**
+   * Stops accepting, closes the connections at the drain's rate, each when its packets under way are through.
+   * @param isLeaving the whole gateway stops
+   */
+  stop(how: DrainSpec, isLeaving?: boolean): Promise<void>;
 }
 
 /** A change that is ready: one of the two is called, once. */
@@ -306,17 +309,15 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
     connection.resume(pause.auth);
   }
 
-  /** The will of a client whose node has died. */
-  function publishOrphaned(left: WillOfClient): Promise<void> {
+  /** The will of a client whose node is gone. Resolves when it is seen to. */
+  function publishOrphaned(left: WillOfClient, dueAt: number): Promise<void> {
     const { promise, resolve } = Promise.withResolvers<void>();
     const speak = (): void => speakWill(left, resolve);
-    if (left.will.delaySec === 0) {
-      speak();
-      return promise;
-    }
+    const delay = (dueAt - now()) / 1000;
     // It may still come back.
-    wills.wait(left.client.id, left.will.delaySec, speak);
-    return Promise.resolve();
+    if (delay > 0) wills.wait(left.client.id, delay, speak, resolve);
+    else speak();
+    return promise;
   }
 
   /** The will of a client whose connection was elsewhere: through the same pipeline as if it had been here. */
@@ -437,12 +438,13 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
     orphan(pipeline) {
       pipelineOf = pipeline;
     },
-    async stop(how) {
+    async stop(how, isLeaving = false) {
       stopping = true;
       listeners.close();
       await drain(connections, how);
       sysTopics.close();
-      wills.close();
+      if (isLeaving && store.passesWillsOn) wills.leave();
+      else wills.close();
       if (lastWords > 0) await new Promise<void>((resolve) => (quiet = resolve));
       ended.abort();
     },

@@ -193,7 +193,10 @@ export function serveStore(stream: Duplex, sharedOf: (name: string) => Shared): 
       }
       case ask.willDone: {
         const holder = holderAt(frame);
-        if (holder) holder.will = undefined;
+        if (holder) {
+          holder.will = undefined;
+          holder.handle?.willDone?.();
+        }
         break;
       }
       case ask.begun: {
@@ -298,7 +301,7 @@ export function serveStore(stream: Duplex, sharedOf: (name: string) => Shared): 
         out.number(matched);
         out.number(connected);
       },
-      () => cameIn(inbound && holder, packetId),
+      inbound && (() => cameIn(holder, packetId)),
     );
   }
 
@@ -457,6 +460,10 @@ export function serveStore(stream: Duplex, sharedOf: (name: string) => Shared): 
 
   function lost(holder: Holder, why: LostReason): void {
     holder.why = why;
+    // Where another connection of this gateway has it, that is known by now.
+    if (why === "takenOver" && holder.proxy.holders.get(holder.clientId) === holder) {
+      holder.proxy.movedOn.set(holder.clientId, holder);
+    }
     over(holder);
     // Its will need not wait any longer; that it does has been told when this is answered.
     if (why === "removed") holder.gaveUp = () => tellBack(holder.proxy, holder.clientId, undefined, 2);
@@ -534,8 +541,9 @@ export function serveStore(stream: Duplex, sharedOf: (name: string) => Shared): 
 
   /** What its worker would have said. */
   function leaveWords(holder: Holder, wasConnected: boolean): void {
-    const { proxy, client, will, ordinal } = holder;
-    if (!holder.handle) return;
+    const { proxy, client, will, ordinal, handle } = holder;
+    if (!handle) return;
+    const done = will && ((): void => handle.willDone?.());
     const connection = wasConnected && proxy.served.hasPresence ? ordinal : undefined;
     let delaySec = will ? delayOf(holder, will.delaySec) : 0;
     let due = will;
@@ -545,7 +553,8 @@ export function serveStore(stream: Duplex, sharedOf: (name: string) => Shared): 
       if (current.handle.present) due = undefined;
       delaySec = 0;
     }
-    if (due || connection !== undefined) proxy.lastWords.left({ client, will: due, connection }, delaySec);
+    if (!due) done?.();
+    if (due || connection !== undefined) proxy.lastWords.left({ client, will: due, connection }, delaySec, due && done);
   }
 
   /** Seconds until its will is due: no longer than its session lasts [MQTT-3.1.2-8]; 0 where it is, or is to be at once. */

@@ -71,11 +71,12 @@ export interface StoreOptions {
   onDropped(reason: string, count: number): void;
   now(): number;
   /**
-   * A node of the cluster has died, and this will of one of its clients is this node's to publish, as if its connection
-   * had ended here.
+   * A node of the cluster is gone, and this will of one of its clients is this node's to publish, unless it comes back
+   * before. Resolves when it is seen to.
+   * @param dueAt when its delay is over, in milliseconds since the epoch; 0 = it is
    */
-  onOrphanedWill?(will: WillOfClient): Promise<void>;
-  /** A client has connected to another node. @param resumed its session goes on there */
+  onOrphanedWill?(will: WillOfClient, dueAt: number): Promise<void>;
+  /** A client has connected to another node, or its session has ended there. @param resumed it goes on there */
   onElsewhere?(clientId: string, resumed: boolean): void;
 }
 
@@ -133,6 +134,8 @@ export interface ProxyStore {
    * next is published when the one before it is answered.
    */
   readonly keepsOrder?: boolean | undefined;
+  /** The wills that wait are published by others when this process has left. */
+  readonly passesWillsOn?: boolean | undefined;
 }
 
 export interface Acquisition {
@@ -214,7 +217,7 @@ export interface SessionHandle {
   close(expirySec?: SessionExpiry): Awaitable<void>;
   /**
    * The client's will is seen to: it has left its pipeline, or is not to be published. Also after `onLost` and `close`. Until
-   * then a store that has connections in other processes publishes it where they end.
+   * then a store that has connections in other processes publishes it where they end, and other nodes where this one does.
    */
   willDone?(): void;
 }

@@ -283,6 +283,14 @@ export function createEngine(config: Config, { nodeName, log, metrics, clock }: 
     await Promise.all(shards.map((each) => reads.state(layout.streams.log(each))));
   }
 
+  /** Unless others have something to see to: wills that wait. */
+  async function forgetSelf(): Promise<void> {
+    for (const { proxy } of proxies.values()) {
+      for await (const left of proxy.wills.of(node.incarnation)) if (left.length > 0) return;
+    }
+    await forgetIncarnation({ layout, publisher }, node.incarnation);
+  }
+
   return {
     node,
     caps,
@@ -321,10 +329,7 @@ export function createEngine(config: Config, { nodeName, log, metrics, clock }: 
     },
     async stop() {
       if (connection.isUp && isSetUp) {
-        await Promise.race([
-          forgetIncarnation({ layout, publisher }, node.incarnation).catch(() => undefined),
-          wait(stopMs),
-        ]);
+        await Promise.race([forgetSelf().catch(() => undefined), wait(stopMs)]);
       }
       isStopped = true;
       pulse.stop();

@@ -44,6 +44,8 @@ export interface MemoryNode {
   /** The node stays connected, and none of those who decide answers: what it says of its health alone. */
   loseMajority(): void;
   rejoin(): void;
+  /** It is gone, and nobody hears of it yet. */
+  mute(): void;
   /** It is gone at once; the others hear of it. */
   kill(): void;
   /** It says goodbye. */
@@ -99,6 +101,8 @@ interface NodeState {
   /** Those who decide answer. */
   hasMajority: boolean;
   left: boolean;
+  /** As dead, and not known to be. */
+  muted: boolean;
   /** When it was last reachable; undefined = it is. */
   seenAt: number | undefined;
   listeners: Map<
@@ -154,7 +158,7 @@ export function createMemoryCluster(
   async function hop(node: NodeState): Promise<void> {
     if (faults.delayMs > 0) await sleep(random() * faults.delayMs);
     else await Promise.resolve();
-    if (!node.alive) await new Promise(() => undefined);
+    if (!node.alive || node.muted) await new Promise(() => undefined);
     if (node.reachable) return;
     await sleep(faults.timeoutMs);
     throw new Error("no answer from the engine");
@@ -475,7 +479,7 @@ export function createMemoryCluster(
           })();
           answered.catch(() => undefined);
           // It may die before its answer has left.
-          const done = await Promise.race([answered, sleep(timeoutMs)]);
+          const done = await Promise.race([answered, sleep(timeoutMs, undefined, { ref: false })]);
           if (!done) throw new Error(`${to} does not answer`);
           await hop(node);
           return done;
@@ -506,6 +510,7 @@ export function createMemoryCluster(
         alive: true,
         hasMajority: true,
         left: false,
+        muted: false,
         seenAt: undefined,
         listeners: new Map(),
         handlers: new Map(),
@@ -533,6 +538,9 @@ export function createMemoryCluster(
           tellPeers(state);
           tellHealth(state);
           for (const { listener } of state.listeners.values()) listener.onInterrupted();
+        },
+        mute() {
+          state.muted = true;
         },
         kill() {
           state.alive = false;

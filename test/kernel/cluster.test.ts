@@ -135,6 +135,19 @@ test("an owner that was cut off delivers nothing more before the engine has said
   assert.equal(stayed.state.lost, "");
 });
 
+test("QoS 2 to a client: a new connection gets no PUBREL before the release is durable", async () => {
+  const { a, b } = await two();
+  const old = await connect(a.proxy, "s", { filters: [["t", 2]] });
+  await b.proxy.publish(message("t", 2));
+  await eventually(() => old.got.length, 1);
+  a.memory.cutOff();
+  Promise.resolve(old.handle.release(old.last())).catch(() => undefined);
+  const fresh = await connect(a.proxy, "s");
+  assert.deepEqual(fresh.got, []);
+  a.memory.rejoin();
+  await eventually(() => fresh.got.map(({ again, delivery }) => [again, delivery.released]), [[true, true]]);
+});
+
 test("a node whose engine answers without those who decide closes persistent clients after the grace, too", async () => {
   const { a } = await two();
   const lasting = await connect(a.proxy, "lasting", { filters: [["t", 1]] });
@@ -203,6 +216,27 @@ test("QoS 2 to a client: a node that dies between the steps leaves each message 
       [false, "new", false],
     ],
   );
+});
+
+test("QoS 2 from a client: what is published after its connection has ended is the same message when it is sent again", async () => {
+  const { a, b } = await two();
+  const sub = await connect(b.proxy, "sub", { filters: [["t", 2]] });
+  const publish = async (node: typeof a, { handle }: { handle: typeof sub.handle }, packetId: number) =>
+    await node.proxy.publish(message("t", 2, String(packetId)), { from: "c", inbound: { handle, packetId } });
+  const client = await connect(a.proxy, "c");
+  const running = publish(a, client, 1);
+  await client.handle.close();
+  await running;
+  // It had been waiting for the one before it.
+  await publish(a, client, 2);
+  for (const node of [a, b]) {
+    const again = await connect(node.proxy, "c");
+    for (const packetId of [1, 2]) if (!again.handle.inbound.has(packetId)) await publish(node, again, packetId);
+    assert.deepEqual([again.handle.inbound.has(1), again.handle.inbound.has(2)], [true, true]);
+    await again.handle.close();
+  }
+  await b.proxy.publish(message("t", 2, "last"));
+  await eventually(() => sub.payloads(), ["1", "2", "last"]);
 });
 
 test("QoS 2 from a client: sent again to another node it is the same message, and the id used anew is another", async () => {
@@ -492,6 +526,25 @@ test("hints that are lost: the order of a topic is kept, and nothing is missing"
   assert.ok((await b.metric("sluice_cluster_hints_missed_total")) > 0);
 });
 
+test("what comes live while the log is read does not overtake what a replica that lags has not shown", async () => {
+  const { cluster, a, b } = await two({ shards: 1 });
+  const { faults } = cluster.memory;
+  for (let n = 0; n < 20; n++) {
+    const clientId = `s${n}`;
+    const before = await connect(a.proxy, clientId, { filters: [[clientId, 1]] });
+    await before.handle.close();
+    await b.proxy.publish(message(clientId, 1, "first"));
+    // Which of the two comes first, the live message or the page, is any.
+    Object.assign(faults, { lag: 1, delayMs: 10 });
+    const client = await connect(a.proxy, clientId);
+    await b.proxy.publish(message(clientId, 1, "second"));
+    Object.assign(faults, { lag: 0, delayMs: 0 });
+    await eventually(() => client.payloads(), ["first", "second"]);
+    client.settleAll();
+    await client.handle.close();
+  }
+});
+
 test("a message published before a subscription is not for it, also after the session has moved", async () => {
   const { a, b } = await two({ shards: 1 });
   const other = await connect(a.proxy, "other", { filters: [["t", 1]] });
@@ -558,7 +611,9 @@ test("the wills of a node that dies are published by one of the others, once, sa
     });
   await join(c, "clean", true);
   await join(c, "lasting", false);
-  await (await join(c, "left", false)).close();
+  const left = await join(c, "left", false);
+  await left.close();
+  left.willDone?.();
   for (const clientId of ["back", "moved"]) await join(c, clientId, false);
   await join(b, "moved", false);
   // One that hears nothing of it: its client is at another node when the first is found dead.
