@@ -9,6 +9,7 @@ import { drain } from "./drain.ts";
 import { SluiceError } from "./errors.ts";
 import { filteredMessage } from "./filtered-message.ts";
 import { createInboundWork } from "./inbound-work.ts";
+import { createOutlivingRuns } from "./outliving-runs.ts";
 import type { ListenerOwner } from "./listener.ts";
 import { createListeners } from "./listeners.ts";
 import { nameOf, type Outcome } from "./outcome.ts";
@@ -141,9 +142,7 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
   let pipelineOf = (name: string): Pipeline | undefined => deps.pipeline(name);
   let isStarted = false;
   let stopping = false;
-  /** Runs that outlive their connection: wills, Disconnect pipelines and presence. */
-  let lastWords = 0;
-  let quiet: (() => void) | undefined;
+  const outliving = createOutlivingRuns(run);
   const wills = createWills(deps.clock, siblings && ((clientId, waits) => siblings.willWaits(clientId, waits)));
   const startedAt = now();
   let maxConnected = 0;
@@ -229,27 +228,14 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
     },
   };
 
-  /** What a stop waits for. */
-  function outlive(speak: (said: () => void) => void): void {
-    lastWords++;
-    speak(() => {
-      if (--lastWords === 0) quiet?.();
-    });
-  }
-
   const teller = createPresenceTeller({
     get spec() {
       return spec.presence;
     },
     now,
     send: (job) =>
-      outlive((said) => {
-        const settle = (outcome: Outcome): void => {
-          if (outcome.kind !== "passed") meters.dropped("presence");
-          said();
-        };
-        const outcome = run(job, settle);
-        if (outcome) settle(outcome);
+      outliving.run(job, ({ kind }) => {
+        if (kind !== "passed") meters.dropped("presence");
       }),
   });
 
@@ -264,7 +250,7 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
     poison,
     now,
     run,
-    outlive,
+    outlive: (speak) => outliving.outlive(speak),
     buried(clientId, letter, failed) {
       if (failed) meters.deadLetterFailed();
       seldom.buried(clientId, letter, failed);
@@ -338,14 +324,9 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
     const final = spec.brokerMode ? toAll : undefined;
     const job: Job = { type: "Publish", origin: "will", packet, client, lane: createLane(), final };
     meters.messageIn();
-    outlive((over) => {
-      const settle = (outcome: Outcome): void => {
-        if (outcome.kind !== "passed") meters.dropped(nameOf(outcome));
-        over();
-        said();
-      };
-      const outcome = run(job, settle);
-      if (outcome) settle(outcome);
+    outliving.run(job, (outcome) => {
+      if (outcome.kind !== "passed") meters.dropped(nameOf(outcome));
+      said();
     });
   }
 
@@ -445,7 +426,7 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
       sysTopics.close();
       if (isLeaving && store.passesWillsOn) wills.leave();
       else wills.close();
-      if (lastWords > 0) await new Promise<void>((resolve) => (quiet = resolve));
+      await outliving.over();
       ended.abort();
     },
   };
