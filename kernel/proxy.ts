@@ -34,7 +34,7 @@ import { createProxyMetrics, type ProxyTotals } from "./proxy-metrics.ts";
 import { refuse } from "./refusals.ts";
 import type { Siblings } from "./siblings.ts";
 import type { DrainSpec, ProxySpec } from "./spec.ts";
-import type { Store, StoreCounts, WillOfClient } from "./store.ts";
+import { noCounts, type Store, type WillOfClient } from "./store.ts";
 import { createSysTopics } from "./sys-topics.ts";
 import { createTurns } from "./turns.ts";
 import { createWills } from "./will.ts";
@@ -93,16 +93,6 @@ const bareTimeoutMs = 30_000;
 
 const passed: Outcome = { kind: "passed" };
 
-/** What all workers share is counted where it is. */
-const countedElsewhere: StoreCounts = {
-  sessions: 0,
-  subscriptions: 0,
-  queued: 0,
-  queuedBytes: 0,
-  retained: 0,
-  retainedBytes: 0,
-};
-
 /** @param initial what `prepare` is called with first */
 export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
   let spec = initial;
@@ -118,7 +108,8 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
   const meters = createProxyMetrics(spec.name, deps.metrics.scoped(ended.signal), () => ({
     connections: byClientId.size,
     pending: arrivals.arriving.size + connections.size - byClientId.size,
-    ...(siblings ? countedElsewhere : store.counts),
+    // What all workers share is counted where it is.
+    ...(siblings ? noCounts : store.counts),
   }));
   const store = deps.store.open(spec.name, {
     get queue() {
