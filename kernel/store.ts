@@ -169,6 +169,15 @@ export interface StoreCounts {
   readonly retainedBytes: number;
 }
 
+export const noCounts: StoreCounts = {
+  sessions: 0,
+  subscriptions: 0,
+  queued: 0,
+  queuedBytes: 0,
+  retained: 0,
+  retainedBytes: 0,
+};
+
 /** One connection's hold on a session. After `onLost` or `close` every call does nothing. */
 export interface SessionHandle {
   /** A stored session was resumed [MQTT-3.2.2-2]. */

@@ -244,7 +244,7 @@ filters: [{ name: presence, kind: FileMQTT, dir: presence, topic: { default: pre
     await eventually(() => subscriber.got.length, 300);
     const numbers = (wanted: (n: number) => boolean) => subscriber.payloads().map(Number).filter(wanted);
     const expected = Array.from({ length: 300 }, (_, n) => n);
-    // A client has a message of QoS 2 only with its PUBREL, which a later one of QoS 1 may overtake [MQTT-4.6.0].
+    // A client has a message of QoS 2 only with its PUBREL, which a later one of QoS 1 may overtake (section 4.6).
     for (const qos of [0, 1, 2]) {
       for (const topic of [0, 1, 2]) {
         const fits = (n: number): boolean => qosOf(n) === qos && topicOf(n) === topic;

@@ -63,15 +63,17 @@ for (const maxVersion of ["TLSv1.2", "TLSv1.3"] as const) {
     const { port } = await startProbedGateway(t, { useTLS: true, certificate, brokerMode: true });
     const relay = await startDribbling(port(), 5);
     t.after(() => relay.close());
-    const client = await connectAsync({
+    const options = {
       protocol: "mqtts",
       host: "127.0.0.1",
       port: relay.port,
       ca: authority.cert,
       checkServerIdentity: () => undefined,
-      maxVersion,
+      // Handed on to node:tls, and not among the options that mqtt declares.
+      ...{ maxVersion },
       reconnectPeriod: 0,
-    });
+    } as const;
+    const client = await connectAsync(options);
     const payload = "x".repeat(200_000);
     const arrived = new Promise<string>((resolve) => client.on("message", (_, bytes) => resolve(String(bytes))));
     await client.subscribeAsync("a/b", { qos: 1 });
@@ -129,6 +131,9 @@ function heapBytes(pid: number): number {
   const line = readFileSync(`/proc/${pid}/maps`, "latin1")
     .split("\n")
     .find((each) => each.endsWith("[heap]"));
-  const [from = 0, to = 0] = (line ?? "").split(" ", 1)[0]!.split("-").map((hex) => Number.parseInt(hex, 16));
+  const [from = 0, to = 0] = (line ?? "")
+    .split(" ", 1)[0]!
+    .split("-")
+    .map((hex) => Number.parseInt(hex, 16));
   return to - from;
 }
