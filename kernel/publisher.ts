@@ -3,20 +3,18 @@ import { isUtf8 } from "node:buffer";
 import type { Admitted, PeerDeps } from "./admitted.ts";
 import { encodeAck, shortAck } from "./encoder.ts";
 import type { Work } from "./connection.ts";
-import { SluiceError } from "./errors.ts";
+import { filteredMessage } from "./filtered-message.ts";
 import { createLimiter, type Limiter } from "./limiter.ts";
 import { nameOf, type Outcome } from "./outcome.ts";
 import type { AckIn, PublishIn } from "./packet.ts";
 import { createLane, type Job, type Lane } from "./pipeline.ts";
 import type { PublishOutcome, PublishPacket } from "./plugin.ts";
 import { type DeadLetter, deadLetterKey } from "./poison.ts";
-import { propertiesProblem } from "./properties.ts";
 import { ackCodeOf, encodePublishAck } from "./publish-ack.ts";
 import { codes, firstError } from "./reasons.ts";
 import { retainAvailable } from "./spec.ts";
 import { createTopicAliasesIn, type TopicAliasesIn } from "./topic-aliases.ts";
 import { sysPrefix } from "./sys-topics.ts";
-import { topicNameProblem } from "./topics.ts";
 
 /** A PUBLISH on its way: one object for the connection, the pipeline and what comes behind. */
 interface Under extends Work, Job {
@@ -226,19 +224,14 @@ export class Publisher {
     propertiesBefore: PublishPacket["properties"],
     under: Under | undefined,
   ): void | Promise<unknown> {
-    const { topic, payload, qos, retain, properties } = packet;
     // What the proxy says of itself nobody says in its place.
-    if (this.deps.spec.sysInterval > 0 && topic.startsWith(sysPrefix)) {
+    if (this.deps.spec.sysInterval > 0 && packet.topic.startsWith(sysPrefix)) {
       this.deps.meters.dropped("sys_topic");
       return;
     }
-    const invalid = topic === topicBefore ? undefined : topicNameProblem(topic);
-    if (invalid) throw new SluiceError("TOPIC_INVALID", `a filter left a topic that is not valid: ${invalid}`);
-    const unfit = properties && properties !== propertiesBefore ? propertiesProblem(properties) : undefined;
-    if (unfit) throw new SluiceError("PROPERTIES_INVALID", `a filter left properties that can't be sent: ${unfit}`);
+    const message = filteredMessage(packet, topicBefore, propertiesBefore);
     const { client, handle } = this.admitted;
     const inbound = under?.qos === 2 ? { handle, packetId: under.packetId } : undefined;
-    const message = { topic, payload, qos, retain, properties };
     const stored = this.deps.store.publish(message, { from: client.id, inbound });
     if (stored instanceof Promise) return this.noteLater(stored, under);
     if (under) noteMatched(stored, under);

@@ -69,7 +69,8 @@ for (const maxVersion of ["TLSv1.2", "TLSv1.3"] as const) {
       port: relay.port,
       ca: authority.cert,
       checkServerIdentity: () => undefined,
-      maxVersion,
+      // Handed on to node:tls, and not among the options that mqtt declares.
+      ...{ maxVersion },
       reconnectPeriod: 0,
     } as const;
     const client = await connectAsync(options);
