@@ -11,8 +11,9 @@ import { type Grant, grantOf, mergeGrants } from "./grant.ts";
 import type { HybridClock } from "./hybrid-clock.ts";
 import { placeOf } from "./log-reader.ts";
 import { createLogTail } from "./log-tail.ts";
-import type { Logger, SessionInfo } from "./plugin.ts";
+import type { Logger, SessionInfo, SubscriptionOptions } from "./plugin.ts";
 import { createOrphanedWills } from "./orphaned-wills.ts";
+import { createOwnershipCheck } from "./ownership-check.ts";
 import { createReceiptRelay } from "./receipt-relay.ts";
 import { costOf, type Entry, type KeptMessage, neverExpires } from "./session.ts";
 import { createHandle, type MemoryHandle } from "./session-handle.ts";
@@ -47,6 +48,8 @@ export interface ClusterProxyStore extends ProxyStore {
   graceOver(): void;
   /** The engine is back. */
   revived(): void;
+  /** Of {@link ClusterHealth}: from when it is false, sessions held here may become another node's. */
+  reachedChanged(reached: boolean): void;
   peerChanged(peer: ClusterPeer): void;
   readonly interests: number;
   /** Messages handed out that are not verified yet. */
@@ -62,6 +65,7 @@ export interface ClusterMeters {
   conflict(): void;
   missed(count: number): void;
   gap(): void;
+  uncounted(): void;
   expired(): void;
   forwarded(): void;
 }
@@ -160,6 +164,17 @@ export function createClusterProxyStore(
     gap: () => meters.gap(),
     conflict: () => meters.conflict(),
   });
+  const check = createOwnershipCheck<ClusterSession & { readonly claim: Claim }>({
+    held: () => [...sessions.values()].filter(isOwned),
+    isReached: () => engine.health().reached,
+    owner: ({ claim }) => cluster.records.owner(claim.ownership.clientId, true),
+    revision: ({ claim }) => claim.revision,
+    lost(session) {
+      // Else this node itself has moved the record on meanwhile, and its client may be coming back.
+      if (sessions.get(session.session.clientId) === session) loseTo(session, "takenOver");
+    },
+    kept: (session) => session.reader.resume(),
+  });
   const wills = createOrphanedWills({
     engine,
     cluster,
@@ -169,14 +184,18 @@ export function createClusterProxyStore(
       const elsewhere = answers.flatMap((answer) => JSON.parse(answer.toString()) as string[]);
       return new Set([...clientIds.filter(isHere), ...elsewhere]);
     },
-    publish: async (will) => await options.onOrphanedWill?.(will),
+    now,
+    publish: async (will, dueAt) => await options.onOrphanedWill?.(will, dueAt),
   });
   const departures = createDepartures({
     engine,
     cluster,
     now,
     silenceMs: deps.silenceMs,
-    doubted: () => void verify(),
+    doubted() {
+      check.begin();
+      check.retry();
+    },
   });
   const owners = createSessionOwners({
     proxy,
@@ -217,6 +236,7 @@ export function createClusterProxyStore(
     census: createCensus(proxy, engine),
     sharedBy: (topic) => shared.matching(topic),
     sessionOf,
+    madeFor: (handle) => byHandle.get(handle),
     session: (clientId) => sessions.get(clientId),
     find: (clientId) => owners.find(clientId),
     onDropped: (reason) => options.onDropped(reason, 1),
@@ -254,18 +274,18 @@ export function createClusterProxyStore(
     });
   }
 
-  function handOut(message: ClusterMessage, position: LogPosition | undefined): void {
+  function handOut(message: ClusterMessage, position: LogPosition | undefined, before?: number): void {
     if (message.to !== undefined) {
       const session = sessions.get(message.to);
-      if (session) hand(session, directGrant(message), message, position);
+      if (session) hand(session, directGrant(message), message, position, before);
       return;
     }
     for (const { key, value } of index.match(message.topic)) {
       const isOwn = message.from !== undefined && key.session.clientId === message.from;
       const grant = isOwn ? value.own : value;
-      if (grant) hand(key, grant, message, position);
+      if (grant) hand(key, grant, message, position, before);
     }
-    shared.handOut(message, position);
+    shared.handOut(message, position, before);
   }
 
   function hand(
@@ -273,12 +293,17 @@ export function createClusterProxyStore(
     grant: Grant,
     message: ClusterMessage,
     position: LogPosition | undefined,
+    before: number | undefined,
   ): void {
     if (position && grant.qos > 0 && message.qos > 0) {
-      session.reader.offer(message, position);
+      session.reader.offer(message, position, before);
       return;
     }
     if (!session.handle) return;
+    if (session.isInDoubt && engine.health().reached) {
+      options.onDropped("cluster_away", 1);
+      return;
+    }
     const retain = message.retain && grant.retainAsPublished;
     deliveries.give({ key: session, value: grant }, kept(message, position), retain, relay.of(message));
   }
@@ -336,6 +361,7 @@ export function createClusterProxyStore(
   };
 
   function take(session: ClusterSession): void {
+    wills.back(session.session.clientId);
     sessions.set(session.session.clientId, session);
     subscriptions += session.session.subscriptions.size;
   }
@@ -350,8 +376,6 @@ export function createClusterProxyStore(
 
   function loseTo(session: ClusterSession, why: LostReason): KeptCursor {
     session.handle?.lose(why);
-    const { clientId } = session.session;
-    wills.forget(clientId);
     const isPassedOn = why !== "removed" && session.claim !== undefined;
     session.claim?.writer.close();
     return unload(session, isPassedOn ? "passedOn" : "ended");
@@ -360,12 +384,14 @@ export function createClusterProxyStore(
   function fenced(claim: Claim): void {
     const session = sessions.get(claim.ownership.clientId);
     const arrival = arriving.get(claim.ownership.clientId);
-    if (session?.claim === claim) loseTo(session, "takenOver");
-    else if (arrival) arrival.isLost = true;
+    if (session?.claim === claim) {
+      loseTo(session, "takenOver");
+      options.onElsewhere?.(claim.ownership.clientId, true);
+    } else if (arrival) arrival.isLost = true;
   }
 
   function handleOf(session: ClusterSession, present: boolean, onLost: Acquisition["onLost"]): MemoryHandle {
-    const { session: inner } = session;
+    const { session: inner, connection } = session;
     const local = createHandle(inner, {
       present,
       async subscribe(topicFilter, wanted) {
@@ -392,6 +418,7 @@ export function createClusterProxyStore(
       },
       record: (entries) => session.record(entries),
       closed: (expirySec) => closed(session, expirySec),
+      willDone: () => wills.done(inner.clientId, connection),
       lost(why) {
         session.handle = undefined;
         inner.release();
@@ -402,18 +429,18 @@ export function createClusterProxyStore(
         shared.here(session);
       },
     });
-    const handle: MemoryHandle = Object.assign(local, { ordinal: session.connection });
+    const handle: MemoryHandle = Object.assign(local, { ordinal: connection });
     byHandle.set(handle, session);
     return handle;
   }
 
-  function closed(session: ClusterSession, expirySec: SessionExpiry | undefined): Awaitable<void> {
+  function closed(session: ClusterSession, expirySec?: SessionExpiry): Awaitable<void> {
     const { session: inner, claim } = session;
     session.handle = undefined;
     inner.release();
     const { clientId } = inner;
-    wills.forget(clientId);
     if (expirySec !== undefined) inner.expirySec = expirySec;
+    wills.wait(clientId, inner.expirySec);
     if (!claim) {
       unload(session, "ended");
       return;
@@ -463,19 +490,43 @@ export function createClusterProxyStore(
     if (!wanted || parseShared(topicFilter)) return;
     if (wanted.retainHandling === 2 || (wanted.retainHandling === 1 && !isNew)) return;
     const { handle } = session;
-    const grant = grantOf(wanted);
-    try {
-      for await (const found of publisher.retained(topicFilter)) {
-        for (const message of found) {
-          if (session.handle !== handle || !handle) return;
-          if (wanted.noLocal && message.from === session.session.clientId) continue;
-          giveRetained(session, message, grant);
-          if (session.session.isCrowded() || session.session.isBusy) await session.session.room();
+    const given = new Set<string>();
+    for (;;) {
+      try {
+        await giveAllRetained(session, topicFilter, wanted, given);
+        return;
+      } catch (error) {
+        logger.warn({ topicFilter, error: messageOf(error) }, "Retained messages could not be read");
+        if (session.claim) {
+          throw new SluiceError("STORE_FAILED", "the cluster did not answer with its retained messages", {
+            cause: error,
+          });
         }
       }
-    } catch (error) {
-      logger.warn({ topicFilter, error: messageOf(error) }, "Retained messages could not be read");
-      throw new SluiceError("STORE_FAILED", "the cluster did not answer with its retained messages", { cause: error });
+      // A client that needs nothing else of the cluster stays: they come once they can be read.
+      do await new Promise((resolve) => setTimeout(resolve, tickMs).unref());
+      while (session.handle === handle && !engine.health().durable);
+      if (session.handle !== handle || session.session.subscriptions.get(topicFilter) !== wanted) return;
+    }
+  }
+
+  /** @param given topics of those that it has; added to */
+  async function giveAllRetained(
+    session: ClusterSession,
+    topicFilter: string,
+    wanted: SubscriptionOptions,
+    given: Set<string>,
+  ): Promise<void> {
+    const { handle } = session;
+    const grant = grantOf(wanted);
+    for await (const found of publisher.retained(topicFilter)) {
+      for (const message of found) {
+        if (session.handle !== handle || !handle) return;
+        if (given.has(message.topic) || (wanted.noLocal && message.from === session.session.clientId)) continue;
+        given.add(message.topic);
+        giveRetained(session, message, grant);
+        if (session.session.isCrowded() || session.session.isBusy) await session.session.room();
+      }
     }
   }
 
@@ -513,28 +564,11 @@ export function createClusterProxyStore(
     take(session);
     const handle = handleOf(session, false, client.onLost);
     session.handle = handle;
-    if (client.will) wills.keep(clientId, client.will);
+    if (client.will) wills.keep(client.will, connection, client.expirySec);
     announce({ clientId, revision: 0, connection, why: "takenOver", resumes: false });
     if (purges.size < maxPurges) purges.set(clientId, connection);
     void purge();
     return handle;
-  }
-
-  /** After this node could hear of nothing: what it holds may be another's by now. */
-  async function verify(): Promise<void> {
-    for (const session of sessions.values()) {
-      const { claim } = session;
-      if (!claim) continue;
-      try {
-        const found = await cluster.records.owner(claim.ownership.clientId);
-        // Gone, or not known to a replica that lags: a write that changes nothing finds out.
-        if (!found) claim.writer.put("gone", undefined);
-        else if (found.revision > claim.revision) fenced(claim);
-      } catch {
-        // Away again: there will be another time.
-        return;
-      }
-    }
   }
 
   function announce(kick: Omit<Kick, "proxy">): void {
@@ -607,7 +641,7 @@ export function createClusterProxyStore(
           return handle;
         }
         take(session);
-        if (client.will) wills.keep(clientId, client.will);
+        if (client.will) wills.keep(client.will, connection, client.expirySec);
         for (const topic of found?.cursor?.retained ?? []) void again(session, topic);
         return handle;
       } catch (error) {
@@ -629,7 +663,7 @@ export function createClusterProxyStore(
     session.connectedAt = session.settledAt = now();
     const handle = handleOf(session, true, client.onLost);
     session.handle = handle;
-    if (client.will) wills.keep(client.clientId, client.will);
+    if (client.will) wills.keep(client.will, session.connection, client.expirySec);
     else wills.forget(client.clientId);
     return handle;
   }
@@ -667,11 +701,12 @@ export function createClusterProxyStore(
 
   function kicked({ clientId, revision, connection, why, resumes }: Kick): Buffer | undefined {
     clock.seen(connection);
+    if (why === "takenOver") wills.back(clientId);
     const arrival = arriving.get(clientId);
     const session = sessions.get(clientId);
     if (!session) {
       if (arrival) heardOf(arrival, { revision, connection, why });
-      if (why === "takenOver") options.onElsewhere?.(clientId, resumes);
+      options.onElsewhere?.(clientId, why === "takenOver" && resumes);
       const cursor = leaving.get(clientId);
       return cursor && encodeCursor(cursor);
     }
@@ -679,12 +714,15 @@ export function createClusterProxyStore(
       // Without a revision it comes from a clean session, which takes nothing over.
       if (revision === 0 ? session.connection >= connection : session.claim.revision >= revision) return undefined;
       const cursor = loseTo(session, why);
+      // Its will may have begun to wait just now.
+      options.onElsewhere?.(clientId, why === "takenOver" && resumes);
       if (revision === 0) leaving.set(clientId, cursor);
       if (revision === 0) setTimeout(() => leaving.delete(clientId), 5000).unref();
       return encodeCursor(cursor);
     }
     if (why === "removed" || session.connection < connection) {
       loseTo(session, why);
+      options.onElsewhere?.(clientId, false);
       return wasHere;
     }
     announce({ clientId, revision: 0, connection: session.connection, why: "takenOver", resumes: false });
@@ -701,9 +739,12 @@ export function createClusterProxyStore(
       if (!session.reader.follows && session.handle) session.reader.resume();
     }
     if (isDue) shared.checkpoint();
+    if (isDue) wills.retry();
     if (purges.size > 0) void purge();
     // What fails is tried again in a second.
     if (owns && engine.health().durable) departures.beat().catch(() => undefined);
+    check.retry();
+    shared.check.retry();
   }
 
   function info({ session, handle, info: known, connectedAt, claim }: ClusterSession): SessionInfo {
@@ -776,9 +817,13 @@ export function createClusterProxyStore(
     reopen(next) {
       options = next;
     },
+    keepsOrder: true,
     publish: (message, o = {}) => publisher.publish(message, o),
     publishTo: (clientId, message, o = {}) => publisher.publishTo(clientId, message, o),
     acquire,
+    get passesWillsOn() {
+      return engine.health().durable && engine.peers().some(({ isUp }) => isUp);
+    },
     query,
     remove,
     get counts() {
@@ -832,19 +877,24 @@ export function createClusterProxyStore(
         if (!session.claim || !session.handle) continue;
         session.handle.lose("storeLost");
         // Written when the engine is back, if it is still ours then.
-        void closed(session, undefined);
+        void closed(session);
+      }
+    },
+    reachedChanged(reached) {
+      for (const each of [check, shared.check]) {
+        if (reached) each.retry();
+        else each.begin();
       }
     },
     revived() {
       departures.revived();
-      void verify();
       wills.retry();
       void tail.audit();
       void purge();
     },
     peerChanged(peer) {
       shared.peerChanged();
-      wills.peer(peer);
+      wills.look();
       if (!peer.isUp) sweep.peerGone();
     },
     async close() {
@@ -852,6 +902,7 @@ export function createClusterProxyStore(
       for (const session of sessions.values()) if (session.handle) void session.handle.close();
       owners.close();
       await Promise.allSettled([...busy.values(), sweep.close()]);
+      if (engine.health().durable) await wills.flush();
       if (engine.health().durable) await departures.leave().catch(() => undefined);
       await shared.close();
       expiries.close();
@@ -874,6 +925,10 @@ function heardOf(arrival: Arrival, { revision, connection, why }: Pick<Kick, "re
   if (why === "removed") arrival.isLost = true;
   else if (revision > 0) arrival.revision = Math.max(arrival.revision, revision);
   else arrival.connection = Math.max(arrival.connection, connection);
+}
+
+function isOwned(session: ClusterSession): session is ClusterSession & { readonly claim: Claim } {
+  return session.claim !== undefined;
 }
 
 /** The answer of a node that had the client, and has nothing to hand over. */

@@ -4,13 +4,12 @@ import { isDeepStrictEqual } from "node:util";
 import type { Addresses } from "./addresses.ts";
 import { createAdmission } from "./admission.ts";
 import type { Admitted, PeerDeps } from "./admitted.ts";
-import type { Refusal } from "./codec.ts";
-import { encodeConnack, encodeConnackV5 } from "./encoder.ts";
-import { type CloseReason, Connection, type ConnectionOwner, pause } from "./connection.ts";
+import { Connection, type ConnectionOwner, pause } from "./connection.ts";
 import { drain } from "./drain.ts";
-import { messageOf, SluiceError } from "./errors.ts";
-import type { ConnackCode } from "./frame.ts";
+import { SluiceError } from "./errors.ts";
+import { filteredMessage } from "./filtered-message.ts";
 import { createInboundWork } from "./inbound-work.ts";
+import { createOutlivingRuns } from "./outliving-runs.ts";
 import type { ListenerOwner } from "./listener.ts";
 import { createListeners } from "./listeners.ts";
 import { nameOf, type Outcome } from "./outcome.ts";
@@ -26,19 +25,17 @@ import type {
   PublishOutcome,
   PublishPacket,
   PublishRequest,
-  Reason,
 } from "./plugin.ts";
 import { createPoison } from "./poison.ts";
 import { createOutsidePublish } from "./outside-publish.ts";
 import { createPresenceTeller, type Presence } from "./presence.ts";
+import { createProxyLog } from "./proxy-log.ts";
 import { createProxyMetrics, type ProxyTotals } from "./proxy-metrics.ts";
-import { firstError } from "./reasons.ts";
+import { refuse } from "./refusals.ts";
 import type { Siblings } from "./siblings.ts";
 import type { DrainSpec, ProxySpec } from "./spec.ts";
-import type { Store, StoreCounts, WillOfClient } from "./store.ts";
+import { noCounts, type Store, type WillOfClient } from "./store.ts";
 import { createSysTopics } from "./sys-topics.ts";
-import { createThrottle } from "./throttle.ts";
-import { topicNameProblem } from "./topics.ts";
 import { createTurns } from "./turns.ts";
 import { createWills } from "./will.ts";
 
@@ -56,8 +53,11 @@ export interface Proxy extends ProxyHandle {
   prepare(next: ProxySpec): Promise<ProxyChange>;
   /** It is dropped: its last packets go through these pipelines, which may be gone from what runs. */
   orphan(pipeline: ProxyDeps["pipeline"]): void;
-  /** Stops accepting, closes the connections at the drain's rate, each when its packets under way are through. */
-  stop(how: DrainSpec): Promise<void>;
+  /**
+   * Stops accepting, closes the connections at the drain's rate, each when its packets under way are through.
+   * @param isLeaving the whole gateway stops
+   */
+  stop(how: DrainSpec, isLeaving?: boolean): Promise<void>;
 }
 
 /** A change that is ready: one of the two is called, once. */
@@ -93,16 +93,6 @@ const bareTimeoutMs = 30_000;
 
 const passed: Outcome = { kind: "passed" };
 
-/** What all workers share is counted where it is. */
-const countedElsewhere: StoreCounts = {
-  sessions: 0,
-  subscriptions: 0,
-  queued: 0,
-  queuedBytes: 0,
-  retained: 0,
-  retainedBytes: 0,
-};
-
 /** @param initial what `prepare` is called with first */
 export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
   let spec = initial;
@@ -112,13 +102,14 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
   const peers = new Map<Connection, Peer>();
   const presences = new Map<Connection, Presence>();
   const byClientId = new Map<string, Connection>();
-  const throttle = createThrottle(5000);
+  const seldom = createProxyLog(log);
   /** Its gauges end with it. */
   const ended = new AbortController();
   const meters = createProxyMetrics(spec.name, deps.metrics.scoped(ended.signal), () => ({
     connections: byClientId.size,
     pending: arrivals.arriving.size + connections.size - byClientId.size,
-    ...(siblings ? countedElsewhere : store.counts),
+    // What all workers share is counted where it is.
+    ...(siblings ? noCounts : store.counts),
   }));
   const store = deps.store.open(spec.name, {
     get queue() {
@@ -142,9 +133,7 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
   let pipelineOf = (name: string): Pipeline | undefined => deps.pipeline(name);
   let isStarted = false;
   let stopping = false;
-  /** Runs that outlive their connection: wills, Disconnect pipelines and presence. */
-  let lastWords = 0;
-  let quiet: (() => void) | undefined;
+  const outliving = createOutlivingRuns(run);
   const wills = createWills(deps.clock, siblings && ((clientId, waits) => siblings.willWaits(clientId, waits)));
   const startedAt = now();
   let maxConnected = 0;
@@ -158,7 +147,8 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
       totals: meters.totals,
       ...store.counts,
     }),
-    publish: (message) => void publishOwn(message),
+    publish: (message) => store.publish(message),
+    failed: (topic, error) => seldom.sysFailed(topic, error),
   });
   const inboundWork = createInboundWork<Outcome>();
   const poison = createPoison({
@@ -201,25 +191,10 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
     },
     onRefusal(connection, refusal) {
       meters.refusedBytes(refusal.code);
-      throttle(refusal.code, (suppressed) =>
-        log.info(
-          { address: connection.address, reason: refusal.message, suppressed },
-          "Closed for a packet that is not allowed",
-        ),
-      );
-      if (refusal.connack !== undefined && !peers.has(connection)) connection.send(connackOf(refusal.connack, refusal));
-      const reason = refusal.reason ?? refusalReasons[refusal.code];
-      const why = closeReasons[refusal.code] ?? "malformedPacket";
-      connection.close(why, { reason, text: refusal.message });
+      seldom.refusedBytes(connection.address, refusal);
+      refuse(connection, refusal, peers.has(connection));
     },
-    onFailure(connection, error) {
-      throttle("failure", (suppressed) =>
-        log.error(
-          { address: connection.address, err: error, suppressed },
-          "A packet could not be handled; its connection is closed",
-        ),
-      );
-    },
+    onFailure: (connection, error) => seldom.failed(connection.address, error),
     onPaused(_connection, why) {
       const reason = pauseReasons.get(why);
       if (reason !== undefined) meters.paused(reason);
@@ -244,27 +219,14 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
     },
   };
 
-  /** What a stop waits for. */
-  function outlive(speak: (said: () => void) => void): void {
-    lastWords++;
-    speak(() => {
-      if (--lastWords === 0) quiet?.();
-    });
-  }
-
   const teller = createPresenceTeller({
     get spec() {
       return spec.presence;
     },
     now,
     send: (job) =>
-      outlive((said) => {
-        const settle = (outcome: Outcome): void => {
-          if (outcome.kind !== "passed") meters.dropped("presence");
-          said();
-        };
-        const outcome = run(job, settle);
-        if (outcome) settle(outcome);
+      outliving.run(job, ({ kind }) => {
+        if (kind !== "passed") meters.dropped("presence");
       }),
   });
 
@@ -279,31 +241,12 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
     poison,
     now,
     run,
-    outlive,
+    outlive: (speak) => outliving.outlive(speak),
     buried(clientId, letter, failed) {
-      const { error, errorTopic: topic } = letter;
-      if (failed) {
-        meters.deadLetterFailed();
-        throttle("unburied", (suppressed) =>
-          log.error(
-            { clientId, topic, error, outcome: nameOf(failed), suppressed },
-            "A packet faults again and again, and did not pass the dead-letter pipeline either; it is not acknowledged",
-          ),
-        );
-        return;
-      }
-      throttle(`buried ${error}`, (suppressed) =>
-        log.warn(
-          { clientId, topic, error, reason: letter.errorReason, faults: Number(letter.errorFaults), suppressed },
-          "A packet faulted again and again; the dead-letter pipeline has it, and it is acknowledged",
-        ),
-      );
+      if (failed) meters.deadLetterFailed();
+      seldom.buried(clientId, letter, failed);
     },
-    storeFailed(clientId, error) {
-      throttle("store", (suppressed) =>
-        log.error({ clientId, error: messageOf(error), suppressed }, "The session store failed"),
-      );
-    },
+    storeFailed: (clientId, error) => seldom.storeFailed(clientId, error),
   };
 
   const admission = createAdmission(spec.connectionLimit, {
@@ -322,25 +265,9 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
     admitted,
     refused(connection, reason, clientId, error) {
       meters.refused(reason);
-      throttle(`refused ${reason}`, (suppressed) =>
-        log.info({ clientId, address: connection.address, reason, error: messageOf(error), suppressed }, "Refused"),
-      );
+      seldom.refused(connection.address, reason, clientId, error);
     },
   });
-
-  /** What the proxy has to say itself; a store that can't take it is no news to anybody but the log. */
-  async function publishOwn(message: Message): Promise<void> {
-    try {
-      await store.publish(message);
-    } catch (error) {
-      throttle("sys", (suppressed) =>
-        log.warn(
-          { topic: message.topic, error: messageOf(error), suppressed },
-          "A $SYS message could not be published",
-        ),
-      );
-    }
-  }
 
   function admitted(by: Admitted, connack: Buffer): void {
     const { connection, client, handle, connect } = by;
@@ -359,17 +286,15 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
     connection.resume(pause.auth);
   }
 
-  /** The will of a client whose node has died. */
-  function publishOrphaned(left: WillOfClient): Promise<void> {
+  /** The will of a client whose node is gone. Resolves when it is seen to. */
+  function publishOrphaned(left: WillOfClient, dueAt: number): Promise<void> {
     const { promise, resolve } = Promise.withResolvers<void>();
     const speak = (): void => speakWill(left, resolve);
-    if (left.will.delaySec === 0) {
-      speak();
-      return promise;
-    }
+    const delay = (dueAt - now()) / 1000;
     // It may still come back.
-    wills.wait(left.client.id, left.will.delaySec, speak);
-    return Promise.resolve();
+    if (delay > 0) wills.wait(left.client.id, delay, speak, resolve);
+    else speak();
+    return promise;
   }
 
   /** The will of a client whose connection was elsewhere: through the same pipeline as if it had been here. */
@@ -385,22 +310,14 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
       packetId: undefined,
     };
     const toAll = async (): Promise<void> => {
-      const { topic, payload, qos, retain, properties } = packet;
-      const invalid = topicNameProblem(topic);
-      if (invalid) throw new SluiceError("TOPIC_INVALID", `a filter left a topic that is not valid: ${invalid}`);
-      await store.publish({ topic, payload, qos, retain, properties }, { from: client.id });
+      await store.publish(filteredMessage(packet, will.topic, will.properties), { from: client.id });
     };
     const final = spec.brokerMode ? toAll : undefined;
     const job: Job = { type: "Publish", origin: "will", packet, client, lane: createLane(), final };
     meters.messageIn();
-    outlive((over) => {
-      const settle = (outcome: Outcome): void => {
-        if (outcome.kind !== "passed") meters.dropped(nameOf(outcome));
-        over();
-        said();
-      };
-      const outcome = run(job, settle);
-      if (outcome) settle(outcome);
+    outliving.run(job, (outcome) => {
+      if (outcome.kind !== "passed") meters.dropped(nameOf(outcome));
+      said();
     });
   }
 
@@ -432,7 +349,7 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
     },
     onRefused(code, why) {
       meters.refusedBytes(code);
-      throttle(code, (suppressed) => log.info({ reason: why, suppressed }, "Closed for what came on its WebSocket"));
+      seldom.refusedStream(code, why);
     },
   };
   const listeners = createListeners(deps.addresses, arrivals, spec.name);
@@ -493,13 +410,14 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
     orphan(pipeline) {
       pipelineOf = pipeline;
     },
-    async stop(how) {
+    async stop(how, isLeaving = false) {
       stopping = true;
       listeners.close();
       await drain(connections, how);
       sysTopics.close();
-      wills.close();
-      if (lastWords > 0) await new Promise<void>((resolve) => (quiet = resolve));
+      if (isLeaving && store.passesWillsOn) wills.leave();
+      else wills.close();
+      await outliving.over();
       ended.abort();
     },
   };
@@ -512,23 +430,3 @@ const pauseReasons = new Map<number, string>([
   [pause.output, "output"],
   [pause.turn, "turn"],
 ]);
-
-/** The CONNACK to CONNECTs that can't be read. */
-function connackOf(code: number, { message }: Refusal): Buffer {
-  if (code < firstError) return encodeConnack(code as ConnackCode, false);
-  return encodeConnackV5({ reasonCode: code, sessionPresent: false, reasonString: message });
-}
-
-const refusalReasons: Record<Refusal["code"], Reason> = {
-  MALFORMED_PACKET: "malformedPacket",
-  PACKET_TOO_LARGE: "packetTooLarge",
-  PROTOCOL_ERROR: "protocolError",
-  UNSUPPORTED_VERSION: "unsupportedProtocolVersion",
-};
-
-const closeReasons: Record<string, CloseReason> = {
-  MALFORMED_PACKET: "malformedPacket",
-  PACKET_TOO_LARGE: "packetTooLarge",
-  PROTOCOL_ERROR: "protocolError",
-  UNSUPPORTED_VERSION: "refused",
-};

@@ -21,8 +21,8 @@ export interface StoreServer {
   ended(proxy: string, clientId: string): void;
   /** The client is connected to another node. @param resumed its session goes on there */
   back(proxy: string, clientId: string, resumed: boolean): void;
-  /** Of a client that was never connected here. Resolves when it has left a worker's pipeline, or waits for its delay. */
-  speakFor(proxy: string, will: WillOfClient): Promise<void>;
+  /** Of a client that was never connected here. Resolves when it has left a worker's pipeline, or is not to. */
+  speakFor(proxy: string, will: WillOfClient, dueAt: number): Promise<void>;
   /** The workers are about to be stopped: what is still to be said is, or will not be. */
   close(): Promise<void>;
 }
@@ -56,7 +56,16 @@ export function createStoreServer(proxyOf: (name: string) => ServedProxy | undef
       dropped: (count) => proxy.served.willsLost(count),
     });
     const whereabouts = createWhereabouts<Link>();
-    const proxy: Shared = { served, holders: new Map(), whereabouts, lastWords, lastOrdinal: 0, peak: 0 };
+    const proxy: Shared = {
+      served,
+      holders: new Map(),
+      whereabouts,
+      movedOn: new Map(),
+      lastWords,
+      publishing: new Map(),
+      lastOrdinal: 0,
+      peak: 0,
+    };
     return proxy;
   }
 
@@ -71,12 +80,19 @@ export function createStoreServer(proxyOf: (name: string) => ServedProxy | undef
     },
     back(name, clientId, resumed) {
       const proxy = shared.get(name);
-      if (proxy) tellBack(proxy, clientId, undefined, resumed ? 1 : 0);
+      if (!proxy) return;
+      const what = resumed ? 1 : 0;
+      tellBack(proxy, clientId, undefined, what);
+      const holder = proxy.movedOn.get(clientId);
+      // That its will waits has been told when it answers.
+      if (holder) holder.gaveUp = () => tellBack(proxy, clientId, undefined, what);
+      proxy.movedOn.delete(clientId);
     },
-    speakFor(name, { will, client }) {
+    speakFor(name, { will, client }, dueAt) {
       const { promise, resolve } = Promise.withResolvers<void>();
-      sharedOf(name).lastWords.left({ client, will, connection: undefined }, will.delaySec, resolve);
-      return will.delaySec > 0 ? Promise.resolve() : promise;
+      const delaySec = Math.max(0, (dueAt - clock.now()) / 1000);
+      sharedOf(name).lastWords.left({ client, will, connection: undefined }, delaySec, resolve);
+      return promise;
     },
     async close() {
       await Promise.all([...shared.values()].map(({ lastWords }) => lastWords.close()));

@@ -71,11 +71,12 @@ export interface StoreOptions {
   onDropped(reason: string, count: number): void;
   now(): number;
   /**
-   * A node of the cluster has died, and this will of one of its clients is this node's to publish, as if its connection
-   * had ended here.
+   * A node of the cluster is gone, and this will of one of its clients is this node's to publish, unless it comes back
+   * before. Resolves when it is seen to.
+   * @param dueAt when its delay is over, in milliseconds since the epoch; 0 = it is
    */
-  onOrphanedWill?(will: WillOfClient): Promise<void>;
-  /** A client has connected to another node. @param resumed its session goes on there */
+  onOrphanedWill?(will: WillOfClient, dueAt: number): Promise<void>;
+  /** A client has connected to another node, or its session has ended there. @param resumed it goes on there */
   onElsewhere?(clientId: string, resumed: boolean): void;
 }
 
@@ -129,10 +130,12 @@ export interface ProxyStore {
   remove(clientId: string): Awaitable<boolean>;
   readonly counts: StoreCounts;
   /**
-   * What one client publishes takes effect in the order of the calls, whichever of them is answered first. Without it the
-   * next is published when the one before it is answered.
+   * What one client publishes to one topic takes effect in the order of the calls, whichever of them is answered first
+   * [MQTT-4.6.0-6]. Without it the next is published when the one before it is answered.
    */
   readonly keepsOrder?: boolean | undefined;
+  /** The wills that wait are published by others when this process has left. */
+  readonly passesWillsOn?: boolean | undefined;
 }
 
 export interface Acquisition {
@@ -165,6 +168,15 @@ export interface StoreCounts {
   readonly retained: number;
   readonly retainedBytes: number;
 }
+
+export const noCounts: StoreCounts = {
+  sessions: 0,
+  subscriptions: 0,
+  queued: 0,
+  queuedBytes: 0,
+  retained: 0,
+  retainedBytes: 0,
+};
 
 /** One connection's hold on a session. After `onLost` or `close` every call does nothing. */
 export interface SessionHandle {
@@ -214,7 +226,7 @@ export interface SessionHandle {
   close(expirySec?: SessionExpiry): Awaitable<void>;
   /**
    * The client's will is seen to: it has left its pipeline, or is not to be published. Also after `onLost` and `close`. Until
-   * then a store that has connections in other processes publishes it where they end.
+   * then a store that has connections in other processes publishes it where they end, and other nodes where this one does.
    */
   willDone?(): void;
 }

@@ -10,6 +10,8 @@ export interface Wills {
   ended(clientId: string): void;
   /** Publishes all that wait. */
   close(): void;
+  /** Others publish them. */
+  leave(): void;
 }
 
 interface Waiting {
@@ -59,6 +61,10 @@ export function createWills(clock: Clock, changed?: (clientId: string, waits: bo
     },
     close() {
       for (const clientId of waiting.keys()) take(clientId)?.publish();
+    },
+    leave() {
+      for (const { timer } of waiting.values()) timer.clear();
+      waiting.clear();
     },
   };
 }

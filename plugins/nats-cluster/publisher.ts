@@ -23,6 +23,11 @@ export interface Publisher {
    * Tries again until the stream answers; `head` has what makes that safe. Rejects as {@link append}.
    */
   write(subject: string, body: Buffer, head: Buffer): Promise<number>;
+  /**
+   * All of them in one stream or none, with one answer. Tried once. Rejects as {@link append}, or Refused as the stream
+   * judges any of them. At most 1,000.
+   */
+  writeTogether(messages: readonly Outgoing[]): Promise<void>;
   /** How long the oldest append of any shard has waited by now, in milliseconds; 0 = none waits. */
   oldestMs(): number;
   /** Messages that wait for an acknowledgement, and those not sent yet. */
@@ -30,9 +35,17 @@ export interface Publisher {
   close(): void;
 }
 
+export interface Outgoing {
+  readonly subject: string;
+  readonly body: Buffer;
+  /** As lines of a header block, each with its end. */
+  readonly lines: string;
+}
+
 export interface PublisherOptions {
   readonly shards: number;
-  readonly ackMs: number;
+  /** Read at each use. */
+  readonly ackMs: () => number;
   readonly totalMs: number;
   /** Of a shard. */
   readonly maxInFlight: number;
@@ -94,7 +107,7 @@ interface Lane {
 export function createPublisher(
   connection: Connection,
   { shards, ackMs, totalMs, maxInFlight }: PublisherOptions,
-  { clock, meters }: { clock: Clock; meters: PublisherMeters },
+  { clock, meters, confirmed }: { clock: Clock; meters: PublisherMeters; confirmed: () => void },
 ): Publisher {
   const prefix = `_INBOX.${randomBytes(9).toString("base64url")}`;
   const lanes = Array.from({ length: shards }, (): Lane => ({
@@ -142,6 +155,7 @@ export function createPublisher(
   function acknowledged(slot: Slot, seq: number): void {
     const { lane } = slot;
     forget(slot);
+    confirmed();
     slot.resolve(seq);
     if (!lane) return;
     for (const earlier of lane.sent.values()) {
@@ -167,7 +181,7 @@ export function createPublisher(
   function probe(lane: Lane): void {
     for (const slot of lane.sent.values()) {
       if (slot.overtaken) continue;
-      lane.probeAt = clock.now() + ackMs;
+      lane.probeAt = clock.now() + ackMs();
       lane.probed = slot;
       meters.retries.inc({});
       send(slot);
@@ -232,10 +246,11 @@ export function createPublisher(
     sweep ??= clock.setTimeout(() => {
       sweep = undefined;
       for (const lane of lanes) sweepLane(lane);
-      const before = clock.now() - ackMs;
+      const patienceMs = ackMs();
+      const before = clock.now() - patienceMs;
       for (const slot of singles.values()) {
         if (slot.sentAt > before) break;
-        fail(slot, new Unanswered(`NATS did not answer in ${ackMs} ms`));
+        fail(slot, new Unanswered(`NATS did not answer in ${patienceMs} ms`));
       }
       if (byId.size > 0 || lanes.some(({ probeAt }) => probeAt !== undefined)) startSweep();
     }, sweepMs);
@@ -256,7 +271,7 @@ export function createPublisher(
     }
     for (const slot of lane.sent.values()) {
       if (slot.overtaken) continue;
-      if (slot.sentAt <= now - ackMs) doubt(lane, 0);
+      if (slot.sentAt <= now - ackMs()) doubt(lane, 0);
       return;
     }
   }
@@ -322,6 +337,17 @@ export function createPublisher(
         }
         meters.retries.inc({});
         await new Promise<void>((resolve) => clock.setTimeout(resolve, Math.min(probeEveryMs, 5 * 2 ** attempts)));
+      }
+    },
+    async writeTogether(messages) {
+      const batch = randomBytes(9).toString("base64url");
+      for (const [at, { subject, body, lines }] of messages.entries()) {
+        const isLast = at === messages.length - 1;
+        const own = `Nats-Batch-Id: ${batch}\r\nNats-Batch-Sequence: ${at + 1}\r\n${isLast ? "Nats-Batch-Commit: 1\r\n" : ""}`;
+        const head = Buffer.from(`NATS/1.0\r\n${lines}${own}\r\n`);
+        if (isLast) await attempt(subject, body, head);
+        // Whether it has come is what the answer to the last one says.
+        else connection.publish(subject, body, undefined, head);
       }
     },
     oldestMs() {

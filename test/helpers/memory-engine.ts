@@ -41,7 +41,11 @@ export interface MemoryNode {
   readonly engine: ClusterEngine;
   /** From now on nothing reaches it, and it reaches nothing. */
   cutOff(): void;
+  /** The node stays connected, and none of those who decide answers: what it says of its health alone. */
+  loseMajority(): void;
   rejoin(): void;
+  /** It is gone, and nobody hears of it yet. */
+  mute(): void;
   /** It is gone at once; the others hear of it. */
   kill(): void;
   /** It says goodbye. */
@@ -94,7 +98,11 @@ interface NodeState {
   incarnation: string;
   reachable: boolean;
   alive: boolean;
+  /** Those who decide answer. */
+  hasMajority: boolean;
   left: boolean;
+  /** As dead, and not known to be. */
+  muted: boolean;
   /** When it was last reachable; undefined = it is. */
   seenAt: number | undefined;
   listeners: Map<
@@ -150,7 +158,7 @@ export function createMemoryCluster(
   async function hop(node: NodeState): Promise<void> {
     if (faults.delayMs > 0) await sleep(random() * faults.delayMs);
     else await Promise.resolve();
-    if (!node.alive) await new Promise(() => undefined);
+    if (!node.alive || node.muted) await new Promise(() => undefined);
     if (node.reachable) return;
     await sleep(faults.timeoutMs);
     throw new Error("no answer from the engine");
@@ -436,10 +444,12 @@ export function createMemoryCluster(
         maxRecordBytes: 1 << 20,
         dedupeMs: 60_000,
         graceMs: 300,
+        kickMs: 1000,
       },
       health: () => ({
         live: node.reachable && node.alive,
-        durable: node.reachable && node.alive,
+        durable: node.reachable && node.alive && node.hasMajority,
+        reached: node.reachable && node.alive && node.hasMajority,
         reasons: node.reachable ? [] : ["the engine can't be reached"],
       }),
       onHealth(changed) {
@@ -462,8 +472,15 @@ export function createMemoryCluster(
           }
           const handler = peer.handlers.get(kind);
           if (!handler) throw new Error(`${to} does not know ${kind}`);
-          const done = (await handler(body, node.id)) ?? Buffer.alloc(0);
-          await hop(peer);
+          const answered = (async () => {
+            const done = (await handler(body, node.id)) ?? Buffer.alloc(0);
+            await hop(peer);
+            return done;
+          })();
+          answered.catch(() => undefined);
+          // It may die before its answer has left.
+          const done = await Promise.race([answered, sleep(timeoutMs, undefined, { ref: false })]);
+          if (!done) throw new Error(`${to} does not answer`);
           await hop(node);
           return done;
         },
@@ -491,7 +508,9 @@ export function createMemoryCluster(
         incarnation: randomUUID(),
         reachable: true,
         alive: true,
+        hasMajority: true,
         left: false,
+        muted: false,
         seenAt: undefined,
         listeners: new Map(),
         handlers: new Map(),
@@ -509,12 +528,19 @@ export function createMemoryCluster(
           tellPeers(state);
           tellHealth(state);
         },
+        loseMajority() {
+          state.hasMajority = false;
+          tellHealth(state);
+        },
         rejoin() {
           state.reachable = true;
           state.seenAt = undefined;
           tellPeers(state);
           tellHealth(state);
           for (const { listener } of state.listeners.values()) listener.onInterrupted();
+        },
+        mute() {
+          state.muted = true;
         },
         kill() {
           state.alive = false;

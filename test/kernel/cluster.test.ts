@@ -43,6 +43,25 @@ for (const qos of [0, 1, 2] as const) {
   });
 }
 
+test("what a client publishes keeps the order of each topic, and one topic does not wait for another", async () => {
+  const { cluster, a } = await two({ shards: 4 });
+  cluster.memory.faults.delayMs = 5;
+  const ended: string[] = [];
+  const publish = async (topic: string, payload: string, qos: QoS): Promise<void> => {
+    await a.proxy.publish(message(topic, qos, payload), { from: "p" });
+    ended.push(`${topic} ${payload}`);
+  };
+  const all = Array.from({ length: 20 }, (_, n) => publish("t/1", String(n), n % 2 === 0 ? 1 : 2));
+  await Promise.all([...all, publish("t/2", "only", 1)]);
+  const logged = cluster.memory.logOf("p").map(({ message: { topic, payload } }) => `${topic} ${payload.toString()}`);
+  const expected = Array.from({ length: 20 }, (_, n) => `t/1 ${n}`);
+  assert.deepEqual(
+    logged.filter((each) => each !== "t/2 only"),
+    expected,
+  );
+  assert.ok(ended.indexOf("t/2 only") < 10, "it did not wait for the twenty");
+});
+
 test("a session that moves finds its subscriptions, and what was published meanwhile, in order", async () => {
   const { a, b } = await two({ shards: 4 });
   const first = await connect(a.proxy, "s", { credit: 3, filters: [["t", { qos: 1, identifier: 7 }]] });
@@ -113,6 +132,52 @@ test("an owner that was cut off hears of the next one when it is back", async ()
   await eventually(() => old.state.lost, "takenOver");
 });
 
+test("an owner that was cut off delivers nothing more before the engine has said whose the session is", async () => {
+  const { cluster, a, b } = await two();
+  const moved = await connect(a.proxy, "moved", { credit: 100, filters: [["t", 1]] });
+  const stayed = await connect(a.proxy, "stayed", { credit: 100, filters: [["t", 1]] });
+  a.memory.cutOff();
+  const fresh = await connect(b.proxy, "moved", { credit: 100 });
+  for (let n = 0; n < 10; n++) await b.proxy.publish(message("t", 1, `away ${n}`));
+  // The order in which answers come back is any.
+  cluster.memory.faults.delayMs = 20;
+  a.memory.rejoin();
+  for (let n = 0; n < 10; n++) {
+    await b.proxy.publish(message("t", 1, `back ${n}`));
+    await b.proxy.publish(message("t", 0, `live ${n}`));
+  }
+  await eventually(() => moved.state.lost, "takenOver");
+  assert.deepEqual(moved.payloads(), []);
+  for (const each of [fresh, stayed]) {
+    await eventually(() => each.payloads().filter((payload) => !payload.startsWith("live")).length, 20);
+  }
+  assert.equal(stayed.state.lost, "");
+});
+
+test("QoS 2 to a client: a new connection gets no PUBREL before the release is durable", async () => {
+  const { a, b } = await two();
+  const old = await connect(a.proxy, "s", { filters: [["t", 2]] });
+  await b.proxy.publish(message("t", 2));
+  await eventually(() => old.got.length, 1);
+  a.memory.cutOff();
+  Promise.resolve(old.handle.release(old.last())).catch(() => undefined);
+  const fresh = await connect(a.proxy, "s");
+  assert.deepEqual(fresh.got, []);
+  a.memory.rejoin();
+  await eventually(() => fresh.got.map(({ again, delivery }) => [again, delivery.released]), [[true, true]]);
+});
+
+test("a node whose engine answers without those who decide closes persistent clients after the grace, too", async () => {
+  const { a } = await two();
+  const lasting = await connect(a.proxy, "lasting", { filters: [["t", 1]] });
+  const clean = await connect(a.proxy, "clean", { clean: true });
+  a.memory.loseMajority();
+  assert.equal(a.store.health().live, true);
+  assert.equal(a.store.health().durable, false);
+  await eventually(() => lasting.state.lost, "storeLost");
+  assert.equal(clean.state.lost, "");
+});
+
 test("a node that can't reach the engine for longer than the grace closes the clients of persistent sessions", async () => {
   const { a, b } = await two();
   const lasting = await connect(a.proxy, "lasting", { filters: [["t", 1]] });
@@ -170,6 +235,27 @@ test("QoS 2 to a client: a node that dies between the steps leaves each message 
       [false, "new", false],
     ],
   );
+});
+
+test("QoS 2 from a client: what is published after its connection has ended is the same message when it is sent again", async () => {
+  const { a, b } = await two();
+  const sub = await connect(b.proxy, "sub", { filters: [["t", 2]] });
+  const publish = async (node: typeof a, { handle }: { handle: typeof sub.handle }, packetId: number) =>
+    await node.proxy.publish(message("t", 2, String(packetId)), { from: "c", inbound: { handle, packetId } });
+  const client = await connect(a.proxy, "c");
+  const running = publish(a, client, 1);
+  await client.handle.close();
+  await running;
+  // It had been waiting for the one before it.
+  await publish(a, client, 2);
+  for (const node of [a, b]) {
+    const again = await connect(node.proxy, "c");
+    for (const packetId of [1, 2]) if (!again.handle.inbound.has(packetId)) await publish(node, again, packetId);
+    assert.deepEqual([again.handle.inbound.has(1), again.handle.inbound.has(2)], [true, true]);
+    await again.handle.close();
+  }
+  await b.proxy.publish(message("t", 2, "last"));
+  await eventually(() => sub.payloads(), ["1", "2", "last"]);
 });
 
 test("QoS 2 from a client: sent again to another node it is the same message, and the id used anew is another", async () => {
@@ -233,6 +319,32 @@ test("a subscription made while the engine was away works when it is back", asyn
   a.memory.rejoin();
   await b.proxy.publish(message("t", 1, "live"));
   await eventually(() => sub.payloads(), ["live"]);
+});
+
+test("retained messages that can't be read come to a clean session once they can", async () => {
+  const { a, b } = await two();
+  await b.proxy.publish(message("t", 1, "kept", { retain: true }));
+  a.memory.cutOff();
+  const sub = await connect(a.proxy, "s", { clean: true, filters: [["t", 1]] });
+  const delivered = sub.handle.deliverRetained("t", true);
+  await assert.rejects(async () => await a.proxy.publish(message("t", 1)), { code: "STORE_FAILED" });
+  a.memory.rejoin();
+  await delivered;
+  assert.deepEqual(sub.payloads(), ["kept"]);
+});
+
+test("a clean session joins a shared subscription while the engine is away, and gets its share when it is back", async () => {
+  const { a, b } = await two();
+  a.memory.cutOff();
+  const startedAt = performance.now();
+  const sub = await connect(a.proxy, "s", { clean: true, filters: [["$share/g/t", 1]] });
+  assert.ok(performance.now() - startedAt < 2000);
+  assert.equal(sub.state.lost, "");
+  a.memory.rejoin();
+  await eventually(async () => {
+    await b.proxy.publish(message("t", 1, "x"));
+    return sub.payloads().includes("x");
+  }, true);
 });
 
 test("retained messages are everybody's, $SYS each node's own", async () => {
@@ -357,6 +469,7 @@ test("matched: nobody is counted wrongly; who is not counted is named", async ()
   assert.deepEqual(await a.proxy.publish(message("t"), { countAll: true }), alone, "nobody has answered");
   cluster.memory.faults.loseControl = 0;
   assert.deepEqual(await a.proxy.publish(message("t"), { countAll: true }), alone, "who is silent is left alone");
+  assert.equal(await a.metric("sluice_cluster_uncounted_total"), 2);
   assert.deepEqual(await a.proxy.publishTo("stranger", message("t")), { matched: 0, connected: 0, durable: true });
 });
 
@@ -432,6 +545,25 @@ test("hints that are lost: the order of a topic is kept, and nothing is missing"
   assert.ok((await b.metric("sluice_cluster_hints_missed_total")) > 0);
 });
 
+test("what comes live while the log is read does not overtake what a replica that lags has not shown", async () => {
+  const { cluster, a, b } = await two({ shards: 1 });
+  const { faults } = cluster.memory;
+  for (let n = 0; n < 20; n++) {
+    const clientId = `s${n}`;
+    const before = await connect(a.proxy, clientId, { filters: [[clientId, 1]] });
+    await before.handle.close();
+    await b.proxy.publish(message(clientId, 1, "first"));
+    // Which of the two comes first, the live message or the page, is any.
+    Object.assign(faults, { lag: 1, delayMs: 10 });
+    const client = await connect(a.proxy, clientId);
+    await b.proxy.publish(message(clientId, 1, "second"));
+    Object.assign(faults, { lag: 0, delayMs: 0 });
+    await eventually(() => client.payloads(), ["first", "second"]);
+    client.settleAll();
+    await client.handle.close();
+  }
+});
+
 test("a message published before a subscription is not for it, also after the session has moved", async () => {
   const { a, b } = await two({ shards: 1 });
   const other = await connect(a.proxy, "other", { filters: [["t", 1]] });
@@ -498,7 +630,9 @@ test("the wills of a node that dies are published by one of the others, once, sa
     });
   await join(c, "clean", true);
   await join(c, "lasting", false);
-  await (await join(c, "left", false)).close();
+  const left = await join(c, "left", false);
+  await left.close();
+  left.willDone?.();
   for (const clientId of ["back", "moved"]) await join(c, clientId, false);
   await join(b, "moved", false);
   // One that hears nothing of it: its client is at another node when the first is found dead.
