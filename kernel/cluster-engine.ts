@@ -68,6 +68,11 @@ export interface ClusterCaps {
   readonly dedupeMs: number;
   /** How long a node that can't reach the engine keeps the clients whose sessions another node may have taken over. */
   readonly graceMs: number;
+  /**
+   * How long the last owner of a session has to let go of it, before it is taken to be away. Longer than a node takes to
+   * notice that it is: its `reached` is false by then.
+   */
+  readonly kickMs: number;
 }
 
 export interface ClusterHealth {
@@ -75,6 +80,11 @@ export interface ClusterHealth {
   readonly live: boolean;
   /** `append` and records can be made durable, as far as is known. */
   readonly durable: boolean;
+  /**
+   * Those who decide who owns what have answered lately. False: what this node owns may become another's without its
+   * hearing of it.
+   */
+  readonly reached: boolean;
   /** One line each, for people; no secrets. */
   readonly reasons: readonly string[];
 }
@@ -210,8 +220,11 @@ export interface LogPage {
  * kernel's, which puts the client id into the owner record too.
  */
 export interface ClusterRecords {
-  /** The owner record as it was at some moment not before the call, or shortly before; `claim` is what is exact. */
-  owner(clientId: string): Promise<OwnerRecord | undefined>;
+  /**
+   * The owner record as it was at some moment not before the call; unless `isExact`, it may be shortly before. `claim` is
+   * what decides.
+   */
+  owner(clientId: string, isExact?: boolean): Promise<OwnerRecord | undefined>;
   /**
    * Takes the session over, or changes what the owner record says: writes it if its revision is `expected` (0 = there is
    * none). Verdicts are final: an engine sorts out by itself whether a write that got no answer was applied.

@@ -11,8 +11,9 @@ import { type Grant, grantOf, mergeGrants } from "./grant.ts";
 import type { HybridClock } from "./hybrid-clock.ts";
 import { placeOf } from "./log-reader.ts";
 import { createLogTail } from "./log-tail.ts";
-import type { Logger, SessionInfo } from "./plugin.ts";
+import type { Logger, SessionInfo, SubscriptionOptions } from "./plugin.ts";
 import { createOrphanedWills } from "./orphaned-wills.ts";
+import { createOwnershipCheck } from "./ownership-check.ts";
 import { createReceiptRelay } from "./receipt-relay.ts";
 import { costOf, type Entry, type KeptMessage, neverExpires } from "./session.ts";
 import { createHandle, type MemoryHandle } from "./session-handle.ts";
@@ -47,6 +48,8 @@ export interface ClusterProxyStore extends ProxyStore {
   graceOver(): void;
   /** The engine is back. */
   revived(): void;
+  /** Of {@link ClusterHealth}: from when it is false, sessions held here may become another node's. */
+  reachedChanged(reached: boolean): void;
   peerChanged(peer: ClusterPeer): void;
   readonly interests: number;
   /** Messages handed out that are not verified yet. */
@@ -62,6 +65,7 @@ export interface ClusterMeters {
   conflict(): void;
   missed(count: number): void;
   gap(): void;
+  uncounted(): void;
   expired(): void;
   forwarded(): void;
 }
@@ -160,6 +164,20 @@ export function createClusterProxyStore(
     gap: () => meters.gap(),
     conflict: () => meters.conflict(),
   });
+  const check = createOwnershipCheck<ClusterSession & { readonly claim: Claim }>({
+    held: () => [...sessions.values()].filter(isOwned),
+    isReached: () => engine.health().reached,
+    owner: ({ claim }) => cluster.records.owner(claim.ownership.clientId, true),
+    revision: ({ claim }) => claim.revision,
+    lost(session) {
+      // Else this node itself has moved the record on meanwhile, and its client may be coming back.
+      const { clientId } = session.session;
+      if (sessions.get(clientId) !== session) return;
+      loseTo(session, "takenOver");
+      options.onElsewhere?.(clientId, true);
+    },
+    kept: (session) => session.reader.resume(),
+  });
   const wills = createOrphanedWills({
     engine,
     cluster,
@@ -177,7 +195,10 @@ export function createClusterProxyStore(
     cluster,
     now,
     silenceMs: deps.silenceMs,
-    doubted: () => void verify(),
+    doubted() {
+      check.begin();
+      check.retry();
+    },
   });
   const owners = createSessionOwners({
     proxy,
@@ -280,6 +301,10 @@ export function createClusterProxyStore(
       return;
     }
     if (!session.handle) return;
+    if (session.isInDoubt && engine.health().reached) {
+      options.onDropped("cluster_away", 1);
+      return;
+    }
     const retain = message.retain && grant.retainAsPublished;
     deliveries.give({ key: session, value: grant }, kept(message, position), retain, relay.of(message));
   }
@@ -466,19 +491,43 @@ export function createClusterProxyStore(
     if (!wanted || parseShared(topicFilter)) return;
     if (wanted.retainHandling === 2 || (wanted.retainHandling === 1 && !isNew)) return;
     const { handle } = session;
-    const grant = grantOf(wanted);
-    try {
-      for await (const found of publisher.retained(topicFilter)) {
-        for (const message of found) {
-          if (session.handle !== handle || !handle) return;
-          if (wanted.noLocal && message.from === session.session.clientId) continue;
-          giveRetained(session, message, grant);
-          if (session.session.isCrowded() || session.session.isBusy) await session.session.room();
+    const given = new Set<string>();
+    for (;;) {
+      try {
+        await giveAllRetained(session, topicFilter, wanted, given);
+        return;
+      } catch (error) {
+        logger.warn({ topicFilter, error: messageOf(error) }, "Retained messages could not be read");
+        if (session.claim) {
+          throw new SluiceError("STORE_FAILED", "the cluster did not answer with its retained messages", {
+            cause: error,
+          });
         }
       }
-    } catch (error) {
-      logger.warn({ topicFilter, error: messageOf(error) }, "Retained messages could not be read");
-      throw new SluiceError("STORE_FAILED", "the cluster did not answer with its retained messages", { cause: error });
+      // A client that needs nothing else of the cluster stays: they come once they can be read.
+      do await new Promise((resolve) => setTimeout(resolve, tickMs).unref());
+      while (session.handle === handle && !engine.health().durable);
+      if (session.handle !== handle || session.session.subscriptions.get(topicFilter) !== wanted) return;
+    }
+  }
+
+  /** @param given topics of those that it has; added to */
+  async function giveAllRetained(
+    session: ClusterSession,
+    topicFilter: string,
+    wanted: SubscriptionOptions,
+    given: Set<string>,
+  ): Promise<void> {
+    const { handle } = session;
+    const grant = grantOf(wanted);
+    for await (const found of publisher.retained(topicFilter)) {
+      for (const message of found) {
+        if (session.handle !== handle || !handle) return;
+        if (given.has(message.topic) || (wanted.noLocal && message.from === session.session.clientId)) continue;
+        given.add(message.topic);
+        giveRetained(session, message, grant);
+        if (session.session.isCrowded() || session.session.isBusy) await session.session.room();
+      }
     }
   }
 
@@ -521,23 +570,6 @@ export function createClusterProxyStore(
     if (purges.size < maxPurges) purges.set(clientId, connection);
     void purge();
     return handle;
-  }
-
-  /** After this node could hear of nothing: what it holds may be another's by now. */
-  async function verify(): Promise<void> {
-    for (const session of sessions.values()) {
-      const { claim } = session;
-      if (!claim) continue;
-      try {
-        const found = await cluster.records.owner(claim.ownership.clientId);
-        // Gone, or not known to a replica that lags: a write that changes nothing finds out.
-        if (!found) claim.writer.put("gone", undefined);
-        else if (found.revision > claim.revision) fenced(claim);
-      } catch {
-        // Away again: there will be another time.
-        return;
-      }
-    }
   }
 
   function announce(kick: Omit<Kick, "proxy">): void {
@@ -712,6 +744,8 @@ export function createClusterProxyStore(
     if (purges.size > 0) void purge();
     // What fails is tried again in a second.
     if (owns && engine.health().durable) departures.beat().catch(() => undefined);
+    check.retry();
+    shared.check.retry();
   }
 
   function info({ session, handle, info: known, connectedAt, claim }: ClusterSession): SessionInfo {
@@ -846,9 +880,14 @@ export function createClusterProxyStore(
         void closed(session);
       }
     },
+    reachedChanged(reached) {
+      for (const each of [check, shared.check]) {
+        if (reached) each.retry();
+        else each.begin();
+      }
+    },
     revived() {
       departures.revived();
-      void verify();
       wills.retry();
       void tail.audit();
       void purge();
@@ -886,6 +925,10 @@ function heardOf(arrival: Arrival, { revision, connection, why }: Pick<Kick, "re
   if (why === "removed") arrival.isLost = true;
   else if (revision > 0) arrival.revision = Math.max(arrival.revision, revision);
   else arrival.connection = Math.max(arrival.connection, connection);
+}
+
+function isOwned(session: ClusterSession): session is ClusterSession & { readonly claim: Claim } {
+  return session.claim !== undefined;
 }
 
 /** The answer of a node that had the client, and has nothing to hand over. */

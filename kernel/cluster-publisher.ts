@@ -118,6 +118,7 @@ export function createClusterPublisher(deps: ClusterPublisherDeps): ClusterPubli
   async function counted(topic: string, sending: Awaitable<PublishOutcome>): Promise<PublishOutcome> {
     const [sent, elsewhere] = await Promise.all([sending, deps.census.count(topic)]);
     const matched = sent.matched + elsewhere.matched;
+    if (!elsewhere.isWhole) deps.meters.uncounted();
     return { ...sent, matched, connected: matched, uncounted: elsewhere.isWhole ? absentOnly : othersToo };
   }
 

@@ -39,6 +39,7 @@ export interface ClusterSessionDeps {
   readonly logger: Logger;
   readonly queue: QueueLimits;
   now(): number;
+  /** The engine answers. */
   isLive(): boolean;
   /** The same for the same message, so that many sessions hold it once. */
   kept(message: ClusterMessage, position: LogPosition | undefined): KeptMessage;
@@ -70,6 +71,8 @@ export interface ClusterSession extends Held {
   readonly reader: LogReader;
   /** Undefined: nothing of it outlives its connection. */
   readonly claim: Claim | undefined;
+  /** Another node may own it by now: what comes from the cluster is not for its connection here. */
+  isInDoubt: boolean;
   /** Greater for each later connection of the client. */
   connection: number;
   readonly inbound: Map<number, KeptInbound>;
@@ -107,6 +110,9 @@ const nothing: LogPositions = new Map();
 /** How often a place in the log is asked for that could not be had. */
 const retryMs = 1000;
 
+/** How long a clean session's SUBACK waits for the engine. What it has subscribed to comes once the engine has answered. */
+const soonMs = 1000;
+
 /** QoS 2 deliveries completed before the cursor is written for their sake. */
 const maxCompleted = 1000;
 
@@ -137,7 +143,7 @@ export function createClusterSession(start: SessionStart, deps: ClusterSessionDe
       tail,
       logger: deps.logger,
       selectors: () => selectors,
-      room: () => (deliveries.bytes < deps.queue.maxTotalBytes ? session.spare : 0),
+      room: () => (deliveries.bytes < deps.queue.maxTotalBytes && !held.isInDoubt ? session.spare : 0),
       take,
       caughtUp: () => void sendUnmet(),
       gap: () => deps.gap(),
@@ -286,10 +292,11 @@ export function createClusterSession(start: SessionStart, deps: ClusterSessionDe
     const isLogged = options.qos > 0 && !isSelected(topicFilter);
     let from: LogPositions = new Map(known?.since);
     try {
-      [, from] = await Promise.all([
+      const asked = Promise.all([
         known ? undefined : interest.add(selector),
         isLogged ? deps.log.end([selector]) : from,
       ]);
+      [, from] = await (claim ? asked : soon(asked));
     } catch (error) {
       if (claim) {
         if (!known) interest.delete(selector);
@@ -319,7 +326,9 @@ export function createClusterSession(start: SessionStart, deps: ClusterSessionDe
 
   async function subscribeShared(topicFilter: string, options: SubscriptionOptions): Promise<{ isNew: boolean }> {
     const isNew = !session.subscriptions.has(topicFilter);
-    await deps.shared.join(held, topicFilter, options);
+    const joined = deps.shared.join(held, topicFilter, options);
+    if (claim) await joined;
+    else await soon(joined).catch(() => undefined);
     if (!isLoaded) return { isNew: false };
     session.subscriptions.set(topicFilter, options);
     await written();
@@ -345,6 +354,7 @@ export function createClusterSession(start: SessionStart, deps: ClusterSessionDe
     recorded: claim !== undefined,
     reader,
     claim,
+    isInDoubt: false,
     connection: start.connection,
     inbound: new Map(start.inbound),
     routed: Promise.resolve(),
@@ -421,6 +431,19 @@ export function createClusterSession(start: SessionStart, deps: ClusterSessionDe
   }
   if (routes.length === 0) return held;
   return Object.assign(held, { routed: Promise.allSettled(routes) });
+}
+
+/** Rejects where it takes longer. */
+async function soon<T>(work: Promise<T>): Promise<T> {
+  let timer: NodeJS.Timeout | undefined;
+  const late = new Promise<never>((_, reject) => {
+    timer = setTimeout(() => reject(new Error(`no answer in ${soonMs} ms`)), soonMs);
+  });
+  try {
+    return await Promise.race([work, late]);
+  } finally {
+    clearTimeout(timer);
+  }
 }
 
 /** Where it reads on: where the cursor is, else where what it wants began. */

@@ -45,18 +45,24 @@ export function createClusterStore(o: ClusterStoreOptions): Store {
   let watching: Unsubscribe[] = [];
   let graceTimer: NodeJS.Timeout | undefined;
   let wasLive = true;
+  let wasReached = true;
   let closed = false;
 
-  /** Somebody else may have taken over what this node holds, and it could not hear of it. */
   function healthChanged(): void {
-    const { live } = engine.health();
+    const { live, reached } = engine.health();
+    reachedChanged(reached);
     if (live === wasLive) return;
     wasLive = live;
+    if (live) for (const proxy of proxies.values()) proxy.revived();
+  }
+
+  /** Somebody else may have taken over what this node holds, and it could not hear of it. */
+  function reachedChanged(reached: boolean): void {
+    if (reached === wasReached) return;
+    wasReached = reached;
     clearTimeout(graceTimer);
-    if (live) {
-      for (const proxy of proxies.values()) proxy.revived();
-      return;
-    }
+    for (const proxy of proxies.values()) proxy.reachedChanged(reached);
+    if (reached) return;
     graceTimer = setTimeout(() => {
       log.warn(
         { graceMs: engine.caps.graceMs },
@@ -146,6 +152,10 @@ function createMeters(
     "sluice_cluster_log_gaps_total",
     "Times that the log's retention had removed messages which a session may have been waiting for.",
   );
+  const uncounted = counter(
+    "sluice_cluster_uncounted_total",
+    "Messages of backends whose clients at other nodes could not all be counted for the answer.",
+  );
   const expired = counter(
     "sluice_cluster_sessions_expired_total",
     "Sessions that this node has deleted because their time was over, whichever node had them.",
@@ -172,6 +182,7 @@ function createMeters(
     conflict: () => conflicts.inc({ proxy }),
     missed: (count) => missed.inc({ proxy }, count),
     gap: () => gaps.inc({ proxy }),
+    uncounted: () => uncounted.inc({ proxy }),
     expired: () => expired.inc({ proxy }),
     forwarded: () => forwarded.inc({ proxy }),
   });

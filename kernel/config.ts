@@ -10,24 +10,31 @@ import {
   checkRules,
   checkStore,
   checkTrust,
-  type FilterEntry,
   type PipelineEntry,
 } from "./checks.ts";
+import {
+  impliedEntries,
+  readDocument,
+  readFilters,
+  validateKind,
+  validateOptions,
+  type Checked,
+  type Use,
+} from "./checked-entries.ts";
 import { readConfigFiles, type ConfigFiles, type Overlay } from "./config-files.ts";
-import type { Problem, RawDocument } from "./documents.ts";
-import { isMap, issues, readEntry, validateEntry, type Entry, type Issues } from "./entry.ts";
-import { SluiceError } from "./errors.ts";
-import { isKernelKind, kernelKindNames, kernelSchemas, type KernelKind } from "./kernel-kinds.ts";
-import { parseKindName, plainKind } from "./kind-name.ts";
+import type { Problem } from "./documents.ts";
+import { issues, type Entry, type Issues } from "./entry.ts";
+import { isKernelKind, kernelSchemas } from "./kernel-kinds.ts";
+import { inspectIsolated, isStore, loadKinds, runValidate, withCode } from "./kind-codes.ts";
+import { parseKindName } from "./kind-name.ts";
 import { type ReadListener, readListeners } from "./listener-options.ts";
 import { nearestPackageFile } from "./packages.ts";
 import { lockPath } from "./plugin-lock.ts";
-import type { FilterKind, ServiceKind } from "./plugin.ts";
-import { inspect } from "./isolation.ts";
+import type { ServiceKind } from "./plugin.ts";
 import type { PluginModules } from "./plugin-modules.ts";
 import { findPlugins, type FindOptions, type Registry } from "./registry.ts";
 import { schemaCompiler, type Compile } from "./schema.ts";
-import { showDocument, toGatewaySpec, toIsolationSpec, toPipelineSpec, toProxySpec } from "./spec-builder.ts";
+import { showDocument, toGatewaySpec, toPipelineSpec, toProxySpec } from "./spec-builder.ts";
 import type { KindOrigin, ObjectRef, Spec } from "./spec.ts";
 
 export type { Problem } from "./documents.ts";
@@ -76,12 +83,6 @@ export interface LoadedSpec {
   /** The documents in them, in their order. */
   written: readonly WrittenDocument[];
 }
-
-/** An entry whose options have been validated. */
-type Checked<E extends Entry> = E & { readonly valid: boolean };
-/** A service or filter before its kind is loaded. `isolate` of a filter is the kernel's, not among its options. */
-type Use = Checked<Entry> & { readonly isolate?: unknown };
-type Code = FilterKind | ServiceKind;
 
 /** Reads and validates the config and imports the kinds it names. What is wrong with it is in `problems`, all at once. */
 export async function loadSpec(o: LoadOptions): Promise<LoadedSpec> {
@@ -179,55 +180,6 @@ export async function loadSpec(o: LoadOptions): Promise<LoadedSpec> {
   return { spec, ...read };
 }
 
-export interface Installed {
-  readonly registry: Registry;
-  /** Absolute: where the config lies, or where one is looked for. */
-  readonly folder: string;
-  /** Absolute: the file or folder; undefined where none was found. */
-  readonly path: string | undefined;
-  /** Whether `path` exists. */
-  readonly isThere: boolean;
-  /** False where the Gateway document, which says what may be used, has problems: then only the distribution's own may. */
-  readonly isTrustKnown: boolean;
-  /** By kind as it is written: the documents and `pipeline/filter`s that are of it. */
-  readonly uses: ReadonlyMap<string, readonly string[]>;
-}
-
-/** The plugins that a config (where there is one) could use, whatever else may be wrong with it. */
-export async function findInstalled(o: LoadOptions): Promise<Installed> {
-  const files = await readConfigFiles(o);
-  const ignored = issues();
-  const compile = schemaCompiler();
-  const written = files.documents.flatMap((raw) => readDocument(raw, ignored) ?? []);
-  const gateways = validateKind("Gateway", written, compile, ignored);
-  const { plugins } = toGatewaySpec(gateways.find((entry) => entry.valid)?.options, files.folder);
-  const isTrustKnown = gateways.every((entry) => entry.valid && checkTrust(entry, ignored));
-  // Where it can't be told which packages may be used, the distribution's own may.
-  const trust = isTrustKnown ? plugins : { ...plugins, allow: [] };
-  const registry = await findPlugins({ ...o, ...plugins, folder: files.folder, trust, compile });
-  return {
-    registry,
-    folder: files.folder,
-    path: files.path,
-    isThere: files.path !== undefined && (await stat(files.path).catch(() => undefined)) !== undefined,
-    isTrustKnown,
-    uses: usesIn([...written, ...impliedEntries(registry, written, ignored)]),
-  };
-}
-
-function usesIn(entries: readonly Entry[]): Map<string, string[]> {
-  const uses = new Map<string, string[]>();
-  const add = (kind: unknown, label: string): void => {
-    if (typeof kind === "string") uses.set(kind, [...(uses.get(kind) ?? []), label]);
-  };
-  for (const { kind, name, options } of entries) {
-    add(kind, name);
-    const filters = kind === "Pipeline" && Array.isArray(options["filters"]) ? (options["filters"] as unknown[]) : [];
-    for (const filter of filters) if (isMap(filter)) add(filter["kind"], `${name}/${String(filter["name"])}`);
-  }
-  return uses;
-}
-
 /** What lists plugins beside the config is read, though it may not be there yet. */
 async function addPluginLists({ folder, inputs }: ConfigFiles): Promise<void> {
   inputs.add(lockPath(folder));
@@ -247,10 +199,6 @@ function knowsTrust(
   return isReadable && isValid && registry.problems().every(({ code }) => code !== "PLUGIN_LOCK_INVALID");
 }
 
-function readDocument(raw: RawDocument, found: Issues): Entry | undefined {
-  return readEntry(raw, [], raw.value, undefined, found, (kind) => (kind === "Gateway" ? "gateway" : undefined));
-}
-
 async function checkFolders(gateway: Entry | undefined, dirs: readonly string[], found: Issues): Promise<void> {
   for (const [index, dir] of dirs.entries()) {
     const isFolder = await stat(dir).then(
@@ -262,140 +210,6 @@ async function checkFolders(gateway: Entry | undefined, dirs: readonly string[],
         gateway!.where(["plugins", "dirs", index]),
         `there is no folder ${dir}: name one that holds plugins`,
       );
-  }
-}
-
-function validateKind(kind: KernelKind, entries: readonly Entry[], compile: Compile, found: Issues): Checked<Entry>[] {
-  const schema = kernelSchemas[kind];
-  const validate = compile(schema);
-  return entries
-    .filter((entry) => entry.kind === kind)
-    .map((entry) => {
-      const result = validateEntry(entry, schema, validate, found);
-      return { ...result.entry, valid: result.valid };
-    });
-}
-
-/** What the distribution adds: a document of the config replaces the implied ones of its kind. */
-function impliedEntries(registry: Registry, written: readonly Entry[], found: Issues): Entry[] {
-  const kinds = new Set(written.map((entry) => plainKind(entry.kind)));
-  return registry
-    .implied()
-    .filter(({ kind }) => !kinds.has(kind))
-    .flatMap((value, index) => {
-      const raw: RawDocument = {
-        file: undefined,
-        index: index + 1,
-        value,
-        position: () => "implied by the distribution",
-        isWhole: () => false,
-        isFromFile: () => false,
-        isUnresolved: () => false,
-      };
-      return readDocument(raw, found) ?? [];
-    });
-}
-
-function readFilters(pipeline: Entry, registry: Registry, found: Issues): Use[] {
-  const { filters } = pipeline.options;
-  if (!Array.isArray(filters)) return [];
-  const parent = pipeline.name === "" ? `document ${pipeline.raw.index}` : pipeline.name;
-  return filters.flatMap((value: unknown, index) => {
-    // What isn't a map, or lacks its kind, the pipeline's own schema has reported.
-    if (!isMap(value) || typeof value["kind"] !== "string" || typeof value["name"] !== "string") return [];
-    const entry = readEntry(pipeline.raw, ["filters", index], value, parent, found);
-    if (entry === undefined) return [];
-    const { isolate, ...options } = entry.options;
-    return { ...validateOptions({ ...entry, options }, registry, found), isolate };
-  });
-}
-
-function validateOptions(entry: Entry, registry: Registry, found: Issues): Checked<Entry> {
-  const schema = registry.schema(entry.kind);
-  const validate = registry.validator(entry.kind);
-  if (schema === undefined || validate === undefined) return { ...entry, valid: false };
-  const family = entry.base.length === 0 ? "service" : "filter";
-  // Its options would only be measured against something that it isn't meant to be.
-  if (registry.family(entry.kind) !== family) return { ...entry, valid: false };
-  const result = validateEntry(entry, schema, validate, found);
-  return { ...result.entry, valid: result.valid };
-}
-
-/** Imports each kind once, where it may and not all its uses are isolated; what fails is reported at every use of it. */
-async function loadKinds(
-  uses: readonly Use[],
-  registry: Registry,
-  mayImport: boolean,
-  found: Issues,
-): Promise<Map<string, Code>> {
-  const codes = new Map<string, Code>();
-  const failures = new Map<string, SluiceError>();
-  for (const kind of new Set(uses.map((use) => use.kind))) {
-    const isImported = uses.some((use) => use.kind === kind && use.isolate === undefined);
-    try {
-      if (isImported && mayImport) codes.set(kind, await registry.load(kind, kernelKindNames));
-      else registry.find(kind, kernelKindNames);
-    } catch (error) {
-      if (!(error instanceof SluiceError)) throw error;
-      failures.set(kind, error);
-    }
-  }
-  for (const use of uses) {
-    const asFilter = use.base.length > 0;
-    const family = registry.family(use.kind);
-    const failure = failures.get(use.kind);
-    if (asFilter && isKernelKind(use.kind)) {
-      found.problem(use.where(["kind"]), `${use.kind} is not a filter: write it as a document of its own`);
-    } else if (failure !== undefined) {
-      found.problem(use.where(["kind"]), failure.message, failure.code);
-    } else if (asFilter && family === "service") {
-      found.problem(use.where(["kind"]), `${use.kind} is a service, not a filter: write it as a document of its own`);
-    } else if (!asFilter && family === "filter") {
-      found.problem(use.where(["kind"]), `${use.kind} is a filter: list it under filters of a Pipeline`);
-    }
-  }
-  return codes;
-}
-
-function isStore(code: Code | undefined): boolean {
-  return code !== undefined && "role" in code && code.role === "store";
-}
-
-function withCode(filter: Use, codes: ReadonlyMap<string, Code>): FilterEntry {
-  const code = codes.get(filter.kind);
-  const isFilter = code !== undefined && "packets" in code;
-  return { ...filter, code: isFilter ? code : undefined, isolate: undefined, isolation: undefined };
-}
-
-/** Imports the kind of an isolated filter where it will run, in a thread, and has its own check of the options made there. */
-async function inspectIsolated(
-  filter: Use,
-  areLimitsValid: boolean,
-  registry: Registry,
-  found: Issues,
-): Promise<FilterEntry> {
-  const without = { ...filter, isolate: filter.isolate, isolation: undefined, code: undefined };
-  if (!areLimitsValid || registry.family(filter.kind) !== "filter") return without;
-  const isolation = toIsolationSpec(filter.isolate, registry.source(filter.kind));
-  if (!isolation) return without;
-  try {
-    const { kind, faults } = await inspect(isolation, filter.valid ? filter.options : undefined);
-    for (const { field, message } of faults) found.problem(filter.where(field), message);
-    return { ...without, isolation, code: kind };
-  } catch (error) {
-    if (!(error instanceof SluiceError)) throw error;
-    found.problem(filter.where(["kind"]), error.message, error.code);
-    return without;
-  }
-}
-
-/** A kind's own check of its options, where they have passed its schema. */
-function runValidate(entry: Checked<Entry>, code: Code | undefined, found: Issues): void {
-  if (!entry.valid || code?.validate === undefined) return;
-  try {
-    for (const { field, message } of code.validate(entry.options)) found.problem(entry.where(field), message);
-  } catch (error) {
-    found.problem(entry.where(), `the plugin's own check failed: ${(error as Error).message}`, "PLUGIN_BROKEN");
   }
 }
 

@@ -37,7 +37,8 @@ export type ToWorker =
   | { readonly type: "socket"; readonly id: number; readonly claim: number }
   | { readonly type: "measure"; readonly id: number }
   | { readonly type: "logLevel"; readonly level: string }
-  | { readonly type: "stop" };
+  /** @param share of all clients that are to be closed at the drain's rate */
+  | { readonly type: "stop"; readonly share: number };
 
 export interface WorkerProblem {
   readonly where: string;

@@ -7,6 +7,7 @@ import { createCrewView, type CrewView } from "./crew-view.ts";
 import { configError, messageOf, SluiceError } from "./errors.ts";
 import type { Clock, Metrics } from "./plugin.ts";
 import type { RootLogger } from "./host.ts";
+import type { StoreLink } from "./store-link.ts";
 import type { StoreServer } from "./store-server.ts";
 import { type Mate, MateError, type MateOptions, startMate } from "./mate.ts";
 
@@ -19,6 +20,8 @@ export interface Crew {
    */
   prepare(texts: Texts): Promise<CrewChange>;
   readonly view: CrewView;
+  /** Workers that have the config that runs. */
+  readonly running: number;
   /** What all workers have counted; one that does not answer in time is shown as it was last. */
   measure(): ReturnType<CrewView["metrics"]>;
   setLogLevel(level: string): void;
@@ -63,6 +66,7 @@ export function createCrew(deps: CrewDeps): Crew {
     log.warn({ workers: count, cores: availableParallelism() }, "There are more workers than cores");
   }
   const view = createCrewView(count);
+  const links = new WeakMap<Mate, StoreLink>();
   const places: (Mate | undefined)[] = Array.from({ length: count });
   let current: { readonly version: number; readonly texts: Texts } | undefined;
   let version = 0;
@@ -106,7 +110,7 @@ export function createCrew(deps: CrewDeps): Crew {
       onEnd: () => ended(mate, index),
     });
     own.info({ pid: mate.pid }, "A worker is started");
-    server.connect(mate.stream);
+    links.set(mate, server.connect(mate.stream));
     places[index] = mate;
     return mate;
   }
@@ -201,7 +205,10 @@ export function createCrew(deps: CrewDeps): Crew {
   }
 
   async function endAll(all: readonly Mate[], limitMs: number): Promise<void> {
-    for (const mate of all) mate.send({ type: "stop" });
+    const connections = all.map((mate) => Math.max(1, links.get(mate)?.connections ?? 0));
+    const total = connections.reduce((sum, each) => sum + each, 0);
+    // So that all are done at the same time, also where a worker that was started late has few.
+    for (const [at, mate] of all.entries()) mate.send({ type: "stop", share: (connections[at] ?? 1) / total });
     const timer = clock.setTimeout(() => {
       for (const mate of all) mate.end();
     }, limitMs);
@@ -211,6 +218,9 @@ export function createCrew(deps: CrewDeps): Crew {
 
   return {
     view,
+    get running() {
+      return mates().length;
+    },
     async prepare(texts) {
       const isFirst = current === undefined;
       const all = isFirst ? places.map((_, index) => launch(index)) : mates();

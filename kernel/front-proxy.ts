@@ -4,14 +4,13 @@
  */
 import { createKeyedLimiter, createLimiter } from "./limiter.ts";
 import { createOutsidePublish } from "./outside-publish.ts";
-import { messageOf } from "./errors.ts";
 import type { Proxy, ProxyDeps } from "./proxy.ts";
+import { createProxyLog } from "./proxy-log.ts";
 import { addTotals, createProxyMetrics, type ProxyTotals } from "./proxy-metrics.ts";
 import type { ProxySpec, RateLimit } from "./spec.ts";
 import type { WillOfClient } from "./store.ts";
 import type { ServedProxy } from "./store-server.ts";
 import { createSysTopics } from "./sys-topics.ts";
-import { createThrottle } from "./throttle.ts";
 import { isDeepStrictEqual } from "node:util";
 
 /** What the workers tell of their parts of the proxy. */
@@ -35,10 +34,10 @@ const maxAddresses = 100_000;
 
 export function createFrontProxy(initial: ProxySpec, deps: ProxyDeps, front: Front): Proxy {
   let spec = initial;
-  const { clock, log } = deps;
+  const { clock } = deps;
   const { name } = spec;
   const now = (): number => clock.now();
-  const throttle = createThrottle(5000);
+  const seldom = createProxyLog(deps.log);
   const ended = new AbortController();
   const startedAt = now();
   const meters = createProxyMetrics(name, deps.metrics.scoped(ended.signal), () => ({
@@ -75,21 +74,9 @@ export function createFrontProxy(initial: ProxySpec, deps: ProxyDeps, front: Fro
         ...store.counts,
       };
     },
-    publish: (message) => void publishOwn(message),
+    publish: (message) => store.publish(message),
+    failed: (topic, error) => seldom.sysFailed(topic, error),
   });
-
-  async function publishOwn(message: Parameters<typeof store.publish>[0]): Promise<void> {
-    try {
-      await store.publish(message);
-    } catch (error) {
-      throttle("sys", (suppressed) =>
-        log.warn(
-          { topic: message.topic, error: messageOf(error), suppressed },
-          "A $SYS message could not be published",
-        ),
-      );
-    }
-  }
 
   function limitersOf(limit: RateLimit | undefined) {
     if (!limit) return undefined;

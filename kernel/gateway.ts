@@ -88,8 +88,11 @@ export interface Gateway {
   setConfigControl(control: LocalConfig): void;
   /** Resolves when {@link Host.drain} is called: who runs the gateway stops it then. */
   readonly drainAsked: Promise<void>;
-  /** Stops accepting, lets what is under way finish within the drain time-out, closes everything once. */
-  stop(): Promise<void>;
+  /**
+   * Stops accepting, lets what is under way finish within the drain time-out, closes everything once.
+   * @param rate clients closed a second, instead of the config's `drain.rate`
+   */
+  stop(rate?: number): Promise<void>;
 }
 
 /**
@@ -162,7 +165,7 @@ export function createGateway(o: {
       set: setLogLevel,
     },
     ready: ready.promise,
-    isReady: () => isReady,
+    isReady: () => isReady && crew?.running !== 0,
     drain: () => (worker ? worker.drain() : asked.resolve()),
     worker: { index: worker?.index ?? 0, count: worker?.count ?? 1 },
   };
@@ -429,11 +432,12 @@ export function createGateway(o: {
       local = next;
       control = createSharedConfig(next, () => cluster);
     },
-    stop() {
+    stop(rate) {
       isReady = false;
       return (stopped ??= (async () => {
         await last;
-        const drain = running.spec?.gateway.drain ?? { timeoutMs: 0, rate: 0 };
+        const { drain: wanted = { timeoutMs: 0, rate: 0 } } = running.spec?.gateway ?? {};
+        const drain = { ...wanted, rate: rate ?? wanted.rate };
         const reversed = <T>(map: ReadonlyMap<string, T>): [string, T][] => [...map].toReversed();
         await closeAll(
           [

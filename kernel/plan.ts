@@ -196,7 +196,9 @@ function gatewayItems(running: Spec | undefined, wanted: Spec): PlanItem[] {
   if (!running) return [];
   const fields = differing(running.gateway, wanted.gateway);
   if (fields.length === 0) return [];
-  return [{ kind: "Gateway", name: "gateway", action: "change", fields, notes: [] }];
+  const [now, next] = [running.gateway.workers, wanted.gateway.workers];
+  const notes = now === next ? [] : [`refused without a restart: workers, ${now} now and ${next} then`];
+  return [{ kind: "Gateway", name: "gateway", action: "change", fields, notes }];
 }
 
 /** The names of the members that differ; `value` where the two are no objects. */

@@ -1,7 +1,7 @@
 /** What is wrong with the installed plugins, or may surprise: in plain words, each with what to do. */
 import { access } from "node:fs/promises";
 import { join } from "node:path";
-import type { Installed } from "./config.ts";
+import type { Installed } from "./installed-plugins.ts";
 import { messageOf, SluiceError, type Code } from "./errors.ts";
 import { kernelKindNames } from "./kernel-kinds.ts";
 import { lockPath, readPluginLock, type LockedPlugin, type PluginLock } from "./plugin-lock.ts";

@@ -4,7 +4,8 @@
  */
 import { readFile, rename, rm, stat } from "node:fs/promises";
 import { basename, join, relative, sep } from "node:path";
-import { findInstalled, loadSpec, type LoadOptions, type Problem } from "./config.ts";
+import { loadSpec, type LoadOptions, type Problem } from "./config.ts";
+import { findInstalled } from "./installed-plugins.ts";
 import { stageFiles } from "./config-store.ts";
 import { SluiceError } from "./errors.ts";
 import { withFileLock } from "./file-lock.ts";

@@ -460,7 +460,7 @@ export interface PublishRequest {
   /** Milliseconds to wait until it is known what became of the message at each session; `receipts` tell. */
   readonly waitMs?: number | undefined;
   /**
-   * In a cluster, ask the other nodes too how many of their clients it matches; the answer waits for them, a quarter of a
+   * In a cluster, ask the other nodes too how many of their clients it matches; the answer waits for them, a
    * second at most. Without it (and without `waitMs`, which asks too) `uncounted` says that they are left out. @since 1.1.0
    */
   readonly countAll?: boolean | undefined;

@@ -4,12 +4,9 @@ import { isDeepStrictEqual } from "node:util";
 import type { Addresses } from "./addresses.ts";
 import { createAdmission } from "./admission.ts";
 import type { Admitted, PeerDeps } from "./admitted.ts";
-import type { Refusal } from "./codec.ts";
-import { encodeConnack, encodeConnackV5 } from "./encoder.ts";
-import { type CloseReason, Connection, type ConnectionOwner, pause } from "./connection.ts";
+import { Connection, type ConnectionOwner, pause } from "./connection.ts";
 import { drain } from "./drain.ts";
-import { messageOf, SluiceError } from "./errors.ts";
-import type { ConnackCode } from "./frame.ts";
+import { SluiceError } from "./errors.ts";
 import { createInboundWork } from "./inbound-work.ts";
 import type { ListenerOwner } from "./listener.ts";
 import { createListeners } from "./listeners.ts";
@@ -26,18 +23,17 @@ import type {
   PublishOutcome,
   PublishPacket,
   PublishRequest,
-  Reason,
 } from "./plugin.ts";
 import { createPoison } from "./poison.ts";
 import { createOutsidePublish } from "./outside-publish.ts";
 import { createPresenceTeller, type Presence } from "./presence.ts";
+import { createProxyLog } from "./proxy-log.ts";
 import { createProxyMetrics, type ProxyTotals } from "./proxy-metrics.ts";
-import { firstError } from "./reasons.ts";
+import { refuse } from "./refusals.ts";
 import type { Siblings } from "./siblings.ts";
 import type { DrainSpec, ProxySpec } from "./spec.ts";
 import type { Store, StoreCounts, WillOfClient } from "./store.ts";
 import { createSysTopics } from "./sys-topics.ts";
-import { createThrottle } from "./throttle.ts";
 import { topicNameProblem } from "./topics.ts";
 import { createTurns } from "./turns.ts";
 import { createWills } from "./will.ts";
@@ -115,7 +111,7 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
   const peers = new Map<Connection, Peer>();
   const presences = new Map<Connection, Presence>();
   const byClientId = new Map<string, Connection>();
-  const throttle = createThrottle(5000);
+  const seldom = createProxyLog(log);
   /** Its gauges end with it. */
   const ended = new AbortController();
   const meters = createProxyMetrics(spec.name, deps.metrics.scoped(ended.signal), () => ({
@@ -161,7 +157,8 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
       totals: meters.totals,
       ...store.counts,
     }),
-    publish: (message) => void publishOwn(message),
+    publish: (message) => store.publish(message),
+    failed: (topic, error) => seldom.sysFailed(topic, error),
   });
   const inboundWork = createInboundWork<Outcome>();
   const poison = createPoison({
@@ -204,25 +201,10 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
     },
     onRefusal(connection, refusal) {
       meters.refusedBytes(refusal.code);
-      throttle(refusal.code, (suppressed) =>
-        log.info(
-          { address: connection.address, reason: refusal.message, suppressed },
-          "Closed for a packet that is not allowed",
-        ),
-      );
-      if (refusal.connack !== undefined && !peers.has(connection)) connection.send(connackOf(refusal.connack, refusal));
-      const reason = refusal.reason ?? refusalReasons[refusal.code];
-      const why = closeReasons[refusal.code] ?? "malformedPacket";
-      connection.close(why, { reason, text: refusal.message });
+      seldom.refusedBytes(connection.address, refusal);
+      refuse(connection, refusal, peers.has(connection));
     },
-    onFailure(connection, error) {
-      throttle("failure", (suppressed) =>
-        log.error(
-          { address: connection.address, err: error, suppressed },
-          "A packet could not be handled; its connection is closed",
-        ),
-      );
-    },
+    onFailure: (connection, error) => seldom.failed(connection.address, error),
     onPaused(_connection, why) {
       const reason = pauseReasons.get(why);
       if (reason !== undefined) meters.paused(reason);
@@ -284,29 +266,10 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
     run,
     outlive,
     buried(clientId, letter, failed) {
-      const { error, errorTopic: topic } = letter;
-      if (failed) {
-        meters.deadLetterFailed();
-        throttle("unburied", (suppressed) =>
-          log.error(
-            { clientId, topic, error, outcome: nameOf(failed), suppressed },
-            "A packet faults again and again, and did not pass the dead-letter pipeline either; it is not acknowledged",
-          ),
-        );
-        return;
-      }
-      throttle(`buried ${error}`, (suppressed) =>
-        log.warn(
-          { clientId, topic, error, reason: letter.errorReason, faults: Number(letter.errorFaults), suppressed },
-          "A packet faulted again and again; the dead-letter pipeline has it, and it is acknowledged",
-        ),
-      );
+      if (failed) meters.deadLetterFailed();
+      seldom.buried(clientId, letter, failed);
     },
-    storeFailed(clientId, error) {
-      throttle("store", (suppressed) =>
-        log.error({ clientId, error: messageOf(error), suppressed }, "The session store failed"),
-      );
-    },
+    storeFailed: (clientId, error) => seldom.storeFailed(clientId, error),
   };
 
   const admission = createAdmission(spec.connectionLimit, {
@@ -325,25 +288,9 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
     admitted,
     refused(connection, reason, clientId, error) {
       meters.refused(reason);
-      throttle(`refused ${reason}`, (suppressed) =>
-        log.info({ clientId, address: connection.address, reason, error: messageOf(error), suppressed }, "Refused"),
-      );
+      seldom.refused(connection.address, reason, clientId, error);
     },
   });
-
-  /** What the proxy has to say itself; a store that can't take it is no news to anybody but the log. */
-  async function publishOwn(message: Message): Promise<void> {
-    try {
-      await store.publish(message);
-    } catch (error) {
-      throttle("sys", (suppressed) =>
-        log.warn(
-          { topic: message.topic, error: messageOf(error), suppressed },
-          "A $SYS message could not be published",
-        ),
-      );
-    }
-  }
 
   function admitted(by: Admitted, connack: Buffer): void {
     const { connection, client, handle, connect } = by;
@@ -433,7 +380,7 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
     },
     onRefused(code, why) {
       meters.refusedBytes(code);
-      throttle(code, (suppressed) => log.info({ reason: why, suppressed }, "Closed for what came on its WebSocket"));
+      seldom.refusedStream(code, why);
     },
   };
   const listeners = createListeners(deps.addresses, arrivals, spec.name);
@@ -514,23 +461,3 @@ const pauseReasons = new Map<number, string>([
   [pause.output, "output"],
   [pause.turn, "turn"],
 ]);
-
-/** The CONNACK to CONNECTs that can't be read. */
-function connackOf(code: number, { message }: Refusal): Buffer {
-  if (code < firstError) return encodeConnack(code as ConnackCode, false);
-  return encodeConnackV5({ reasonCode: code, sessionPresent: false, reasonString: message });
-}
-
-const refusalReasons: Record<Refusal["code"], Reason> = {
-  MALFORMED_PACKET: "malformedPacket",
-  PACKET_TOO_LARGE: "packetTooLarge",
-  PROTOCOL_ERROR: "protocolError",
-  UNSUPPORTED_VERSION: "unsupportedProtocolVersion",
-};
-
-const closeReasons: Record<string, CloseReason> = {
-  MALFORMED_PACKET: "malformedPacket",
-  PACKET_TOO_LARGE: "packetTooLarge",
-  PROTOCOL_ERROR: "protocolError",
-  UNSUPPORTED_VERSION: "refused",
-};

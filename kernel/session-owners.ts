@@ -84,9 +84,6 @@ export interface Kick {
 /** How often a session is claimed that others claim at the same time. */
 const maxTries = 20;
 
-/** How long the last owner has for its answer. */
-const kickMs = 1000;
-
 export function createSessionOwners(deps: SessionOwnersDeps): SessionOwners {
   const { proxy, engine, cluster, clock, departures } = deps;
   const { records, log } = cluster;
@@ -114,7 +111,7 @@ export function createSessionOwners(deps: SessionOwnersDeps): SessionOwners {
     deps.takenOver();
     try {
       const body = Buffer.from(JSON.stringify({ proxy, clientId, ...kick } satisfies Kick));
-      const answer = await engine.control.request(id, "kick", body, kickMs);
+      const answer = await engine.control.request(id, "kick", body, engine.caps.kickMs);
       // One byte: it was there, and there is nothing to hand over.
       return answer.length > 1 ? decodeCursor(answer) : undefined;
     } catch (error) {

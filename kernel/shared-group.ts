@@ -28,6 +28,8 @@ export interface SharedGroup {
   /** Has nobody, connected or absent. */
   readonly isEmpty: boolean;
   readonly hasConnected: boolean;
+  /** Another node may own it by now: nothing is given. */
+  isInDoubt: boolean;
   /** @param lasts it is to be remembered while it is away */
   member(clientId: string, node: string, state: MemberState, lasts: boolean): void;
   /** Its session has ended. False: it is connected, as far as is known here. */
@@ -93,7 +95,7 @@ export function createSharedGroup(
     {
       ...deps,
       selectors: () => [start.selector],
-      room: () => (deps.isLive() ? connected * windowOfMember - out.size - waiting.length : 0),
+      room: () => (deps.isLive() && !group.isInDoubt ? connected * windowOfMember - out.size - waiting.length : 0),
       take(message, position) {
         waiting.push({ message, position });
         pump();
@@ -188,9 +190,10 @@ export function createSharedGroup(
     return { ...reader.cursor(), inflight: [], retained: [] };
   }
 
-  return {
+  const group: SharedGroup = {
     topicFilter,
     claim,
+    isInDoubt: false,
     get isEmpty() {
       return members.size === 0;
     },
@@ -236,6 +239,7 @@ export function createSharedGroup(
         reader.offer(message, position);
         return;
       }
+      if (group.isInDoubt) return;
       const node = pick();
       if (node === deps.node) deps.giveHere(topicFilter, message, undefined);
       else if (node !== undefined) void tell(node, message, undefined);
@@ -280,4 +284,5 @@ export function createSharedGroup(
       waiting = [];
     },
   };
+  return group;
 }

@@ -13,6 +13,7 @@ import { type Grant, grantOf } from "./grant.ts";
 import type { HybridClock } from "./hybrid-clock.ts";
 import type { LogTail } from "./log-tail.ts";
 import { placeOf } from "./log-reader.ts";
+import { createOwnershipCheck, type OwnershipCheck } from "./ownership-check.ts";
 import type { Logger } from "./plugin.ts";
 import type { KeptMessage } from "./session.ts";
 import { neverExpires } from "./session.ts";
@@ -37,6 +38,8 @@ export interface SharedMembers extends SharedMemberships {
   answer(body: Buffer, from: string): Buffer | undefined;
   peerChanged(): void;
   checkpoint(): void;
+  /** Of those that are owned here. */
+  readonly check: OwnershipCheck;
   close(): Promise<void>;
 }
 
@@ -301,6 +304,18 @@ export function createSharedMembers(deps: SharedMembersDeps): SharedMembers {
     findLater(locals.get(topicFilter));
   }
 
+  const check = createOwnershipCheck<SharedGroup>({
+    held: () => groups.values(),
+    isReached: () => engine.health().reached,
+    owner: ({ topicFilter }) => records.owner(prefix + topicFilter, true),
+    revision: ({ claim: held }) => held.revision,
+    lost({ topicFilter, claim: held }) {
+      deps.conflict();
+      lost(topicFilter, held);
+    },
+    kept: (group) => group.resume(),
+  });
+
   function findLater(local: Local | undefined): void {
     if (!local || closed || local.members.members.size === 0) return;
     find(local).catch((error: unknown) => {
@@ -313,6 +328,7 @@ export function createSharedMembers(deps: SharedMembersDeps): SharedMembers {
   }
 
   return {
+    check,
     async join(member, topicFilter, options) {
       const local = localOf(topicFilter);
       local.members.set(member, grantOf(options));
@@ -323,7 +339,13 @@ export function createSharedMembers(deps: SharedMembersDeps): SharedMembers {
       }
       // One that has begun without this member does not tell of it.
       await local.finding;
-      await find(local);
+      try {
+        await find(local);
+      } catch (error) {
+        // Nobody is told of the failure: it is for this node to go on.
+        if (!member.claim) findLater(local);
+        throw error;
+      }
       await groups.get(topicFilter)?.claim.writer.commit();
     },
     leave(member, topicFilter, isGone) {

@@ -24,6 +24,8 @@ import type { WireReader } from "./wire.ts";
 export interface StoreLink {
   /** Resolves when the worker has nothing of the store any more. */
   readonly closed: Promise<void>;
+  /** Clients that are connected to it. */
+  readonly connections: number;
   close(): void;
 }
 
@@ -36,8 +38,6 @@ export function serveStore(stream: Duplex, sharedOf: (name: string) => Shared): 
   const holders = new Map<number, Holder>();
   const seen = new Set<Shared>();
   const told = new Map<number, string>();
-  /** The last message of each client that has to wait. */
-  const publishing = new Map<string, Promise<PublishOutcome>>();
   const ended = Promise.withResolvers<void>();
   const handOver = createHandOver(() => channel);
 
@@ -83,13 +83,17 @@ export function serveStore(stream: Duplex, sharedOf: (name: string) => Shared): 
     });
   }
 
-  /** Makes a call and sends its answer, at once where it is there at once. */
-  function answer<T>(request: number, call: () => Awaitable<T>, write: (value: T) => void): void {
+  /**
+   * Makes a call and sends its answer, at once where it is there at once.
+   * @param done called when it was made, whether or not anybody is there to be answered
+   */
+  function answer<T>(request: number, call: () => Awaitable<T>, write: (value: T) => void, done?: () => void): void {
     const send = (value: T): void => {
       post(tell.answer, () => {
         out.number(request);
         write(value);
       });
+      done?.();
     };
     try {
       const value = call();
@@ -158,10 +162,9 @@ export function serveStore(stream: Duplex, sharedOf: (name: string) => Shared): 
         const [request, holder, packetId] = [frame.number(), holderAt(frame), frame.number()];
         answer(
           request,
-          () => holder?.handle?.inbound.add(packetId),
-          () => {
-            if (holder) queueMicrotask(() => cameIn(holder, packetId));
-          },
+          () => making(holder, packetId, holder?.handle?.inbound.add(packetId)),
+          nothing,
+          () => cameIn(holder, packetId),
         );
         break;
       }
@@ -286,23 +289,51 @@ export function serveStore(stream: Duplex, sharedOf: (name: string) => Shared): 
     answer(
       request,
       () => {
-        const { store } = proxyAt(number).served;
+        const proxy = proxyAt(number);
+        const { store } = proxy.served;
         const options = { from, inbound, receipts, countAll: (flags & 8) !== 0 };
-        return inOrder(from, () =>
-          to === undefined ? store.publish(message, options) : store.publishTo(to, message, options),
-        );
+        const go = (): Awaitable<PublishOutcome> =>
+          to === undefined ? store.publish(message, options) : store.publishTo(to, message, options);
+        return making(inbound && holder, packetId, inOrder(proxy, from, go));
       },
       ({ matched, connected, durable, uncounted }) => {
         out.byte((durable ? 1 : 0) | (inbound ? 2 : 0) | (numberOfUncounted(uncounted) << 2));
         out.number(matched);
         out.number(connected);
-        if (holder) queueMicrotask(() => cameIn(holder, packetId));
       },
+      () => cameIn(inbound && holder, packetId),
     );
   }
 
+  /** Where its worker ends before it is safe, the client's next one is told what became of it. */
+  function making<T>(holder: Holder | undefined, packetId: number, work: Awaitable<T>): Awaitable<T> {
+    if (!holder || !(work instanceof Promise)) return work;
+    const { writing } = holder;
+    writing.set(packetId, work);
+    const made = (): void => {
+      if (writing.get(packetId) === work) writing.delete(packetId);
+    };
+    work.then(made, made);
+    return work;
+  }
+
+  function leaveWriting({ proxy, clientId, writing }: Holder): void {
+    proxy.whereabouts.works(link, clientId, [...writing.keys()]);
+    for (const [packetId, work] of writing) {
+      const passOn = (outcome: object): void => passOnWork(link, proxy, clientId, packetId, JSON.stringify(outcome));
+      work.then(
+        () => passOn({ kind: "passed" }),
+        () => passOn({ kind: "fault", error: "it could not be stored" }),
+      );
+    }
+  }
+
   /** What a client publishes behind a message that has to wait waits too: for the answer, not for the way to and fro. */
-  function inOrder(from: string | undefined, go: () => Awaitable<PublishOutcome>): Awaitable<PublishOutcome> {
+  function inOrder(
+    { publishing }: Shared,
+    from: string | undefined,
+    go: () => Awaitable<PublishOutcome>,
+  ): Awaitable<PublishOutcome> {
     const before = from === undefined ? undefined : publishing.get(from);
     const published = before ? before.then(go, go) : go();
     if (from === undefined || !(published instanceof Promise)) return published;
@@ -315,7 +346,8 @@ export function serveStore(stream: Duplex, sharedOf: (name: string) => Shared): 
   }
 
   /** Where the client has a newer connection by now, that one has to know of the id too. */
-  function cameIn(holder: Holder, packetId: number): void {
+  function cameIn(holder: Holder | undefined, packetId: number): void {
+    if (!holder) return;
     const current = holder.proxy.holders.get(holder.clientId);
     if (!current?.handle || current === holder || !current.handle.inbound.has(packetId)) return;
     current.link.post(tell.inbound, () => {
@@ -389,6 +421,7 @@ export function serveStore(stream: Duplex, sharedOf: (name: string) => Shared): 
       endedAt: undefined,
       why: undefined,
       handle: undefined,
+      writing: new Map(),
       inflight: new Map(),
       untaken: 0,
       untakenBytes: 0,
@@ -492,7 +525,6 @@ export function serveStore(stream: Duplex, sharedOf: (name: string) => Shared): 
       }
       leaveWords(holder, !isOver);
     }
-    holders.clear();
     for (const [proxy, count] of lostOf) proxy.served.lost(count);
     for (const proxy of seen) {
       for (const { clientId, packetIds } of proxy.whereabouts.gone(link)) {
@@ -501,6 +533,8 @@ export function serveStore(stream: Duplex, sharedOf: (name: string) => Shared): 
         }
       }
     }
+    for (const holder of holders.values()) if (holder.writing.size > 0) leaveWriting(holder);
+    holders.clear();
     await Promise.allSettled(closing);
     ended.resolve();
   }
@@ -530,7 +564,13 @@ export function serveStore(stream: Duplex, sharedOf: (name: string) => Shared): 
     return Math.min(delaySec, sessionExpiry) - (now - (endedAt ?? now)) / 1000;
   }
 
-  return { closed: ended.promise, close: () => channel.close() };
+  return {
+    closed: ended.promise,
+    get connections() {
+      return [...holders.values()].filter(({ isOver }) => !isOver).length;
+    },
+    close: () => channel.close(),
+  };
 }
 
 function nothing(): void {

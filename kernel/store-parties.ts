@@ -1,6 +1,7 @@
 /** Who has to do with the store that workers use: proxies, links to workers, and connections there. Types only. */
 import type { Channel } from "./channel.ts";
 import type { LastWordsDesk } from "./last-words.ts";
+import type { PublishOutcome } from "./plugin.ts";
 import type { Delivery, LostReason, ProxyStore, SessionExpiry, SessionHandle, WillOfClient } from "./store.ts";
 import type { Whereabouts } from "./whereabouts.ts";
 
@@ -38,6 +39,8 @@ export interface Holder {
   why: LostReason | undefined;
   /** Undefined until it is acquired. */
   handle: SessionHandle | undefined;
+  /** Packet ids of QoS 2 messages from the client that are being made safe. */
+  readonly writing: Map<number, Promise<unknown>>;
   /** Above QoS 0, handed over and not settled. */
   readonly inflight: Map<number, Delivery>;
   /** Handed over and not taken by the connection. */
@@ -58,6 +61,8 @@ export interface Shared {
   readonly whereabouts: Whereabouts<Link>;
   /** Connections that have lost their session to another node just now, by client. */
   readonly movedOn: Map<string, Holder>;
+  /** The last message of each client that has to wait, whichever worker brought it. */
+  readonly publishing: Map<string, Promise<PublishOutcome>>;
   readonly lastWords: LastWordsDesk<Link>;
   lastOrdinal: number;
   /** The most that were connected at a time. */

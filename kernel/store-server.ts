@@ -62,6 +62,7 @@ export function createStoreServer(proxyOf: (name: string) => ServedProxy | undef
       whereabouts,
       movedOn: new Map(),
       lastWords,
+      publishing: new Map(),
       lastOrdinal: 0,
       peak: 0,
     };

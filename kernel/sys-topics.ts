@@ -38,18 +38,27 @@ export interface SysTopics {
   close(): void;
 }
 
-/** @param o.publish to the subscribers, retained; it must not throw */
+/** @param o.failed a message could not be published: no news to anybody but the log */
 export function createSysTopics(o: {
   clock: Clock;
   read: () => SysReading;
-  publish: (message: Message) => void;
+  publish: (message: Message) => unknown;
+  failed: (topic: string, error: unknown) => void;
 }): SysTopics {
   let interval = 0;
   let timer: { clear(): void } | undefined;
 
   function publishAll(payloadOf: (value: (reading: SysReading) => string | number) => string): void {
     for (const [name, value] of topics) {
-      o.publish({ topic: `${sysPrefix}broker/${name}`, payload: Buffer.from(payloadOf(value)), qos: 0, retain: true });
+      void publish(`${sysPrefix}broker/${name}`, Buffer.from(payloadOf(value)));
+    }
+  }
+
+  async function publish(topic: string, payload: Buffer): Promise<void> {
+    try {
+      await o.publish({ topic, payload, qos: 0, retain: true });
+    } catch (error) {
+      o.failed(topic, error);
     }
   }
 

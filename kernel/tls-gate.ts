@@ -80,9 +80,37 @@ export function createTlsGate(spec: TlsSpec, handshakeTimeoutMs: number): TlsGat
         failed,
       });
       socket.once("close", onClose);
-      server.emit("connection", socket);
+      whenBegun(socket, () => server.emit("connection", socket));
     },
   };
+}
+
+/** Less than 1 KiB, which Node's TLS takes for the encrypted bytes of a connection where it is given some of them. */
+const maxFirstBytes = 1000;
+
+/**
+ * Calls `begin` when the first bytes have come, which TLS takes from the socket then, a few at a time. Where TLS reads them
+ * itself, Node gives it a buffer of 64 KiB for that, and leaves it that buffer as long as the connection lasts; this way
+ * it is 1 KiB, and more only from the first moment on in which more than that is under way at once.
+ */
+function whenBegun(socket: Socket, begin: () => void): void {
+  const read = socket.read.bind(socket);
+  socket.read = (size) =>
+    read(size ?? (socket.readableLength > maxFirstBytes ? maxFirstBytes : undefined)) as Buffer | null;
+  if (socket.readableLength > 0) {
+    begin();
+    return;
+  }
+  function onReadable(): void {
+    // Nothing at its end, which "close" follows.
+    if (socket.readableLength === 0) {
+      read();
+      return;
+    }
+    socket.off("readable", onReadable);
+    begin();
+  }
+  socket.on("readable", onReadable);
 }
 
 /** Why a client may not come in by its certificate, or by having none. */

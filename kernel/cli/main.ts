@@ -94,7 +94,7 @@ export async function main(args: readonly string[], bins: readonly string[]): Pr
   const [first = ""] = args;
   try {
     if (!builtIn.includes(first) && first !== "--version" && first !== "-V") {
-      const { findInstalled } = await import("../config.ts");
+      const { findInstalled } = await import("../installed-plugins.ts");
       const { registry } = await findInstalled(cli);
       const name = first === "help" ? (args[1] ?? "") : first;
       const command = builtIn.includes(name) ? undefined : registry.commands().get(name);

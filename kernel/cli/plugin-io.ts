@@ -1,6 +1,7 @@
 /** What the commands under `sluice plugin` share: the installer's surroundings, progress, and how an error is told. */
 import { constants } from "node:os";
-import { findInstalled, type Installed, type LoadOptions } from "../config.ts";
+import type { LoadOptions } from "../config.ts";
+import { findInstalled, type Installed } from "../installed-plugins.ts";
 import { SluiceError } from "../errors.ts";
 import type { InstallerOptions } from "../plugin-installer.ts";
 import type { Cli, SubcommandOptions } from "./main.ts";

@@ -1,5 +1,5 @@
 /** `sluice plugin list`. */
-import type { Installed } from "../config.ts";
+import type { Installed } from "../installed-plugins.ts";
 import { columns } from "./columns.ts";
 import type { Cli, SubcommandOptions } from "./main.ts";
 import { withPlugins } from "./plugin-io.ts";

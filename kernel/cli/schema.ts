@@ -1,6 +1,6 @@
 /** `sluice schema`: for an editor's `# yaml-language-server: $schema=`. */
 import { configSchema } from "../config-schema.ts";
-import { findInstalled } from "../config.ts";
+import { findInstalled } from "../installed-plugins.ts";
 import type { Cli } from "./main.ts";
 
 export async function schema(cli: Cli, path: string | undefined): Promise<number> {

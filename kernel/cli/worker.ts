@@ -88,7 +88,7 @@ async function serve(start: WorkerStart): Promise<void> {
   /** Services and the store are the main process's; so many clients a second are closed by all workers together. */
   function partOf(spec: Spec): Spec {
     const { gateway: settings } = spec;
-    const rate = Math.ceil(settings.drain.rate / count);
+    const rate = settings.drain.rate / count;
     return { ...spec, services: [], gateway: { ...settings, drain: { ...settings.drain, rate } } };
   }
 
@@ -107,9 +107,10 @@ async function serve(start: WorkerStart): Promise<void> {
     await change?.rollback();
   }
 
-  async function stop(): Promise<void> {
+  async function stop(share: number): Promise<void> {
     clearInterval(reporting);
-    await gateway.stop();
+    const { drain: own } = gateway.spec?.gateway ?? {};
+    await gateway.stop(own && own.rate * count * share);
     modules.close();
     process.exit(0);
   }
@@ -142,7 +143,7 @@ async function serve(start: WorkerStart): Promise<void> {
         log.level = message.level;
         break;
       case "stop":
-        void stop();
+        void stop(message.share);
         break;
       default:
     }

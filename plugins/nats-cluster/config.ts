@@ -1,5 +1,8 @@
 /** The options of NATSCluster, as the schema leaves them. */
+import { createPrivateKey, X509Certificate } from "node:crypto";
+import { createSecureContext } from "node:tls";
 import type { FieldProblem } from "@sluice/kernel";
+import { credentialsProblem } from "./connection.ts";
 
 export interface Credentials {
   readonly user?: string;
@@ -37,8 +40,32 @@ export function problemsOf(config: Config): FieldProblem[] {
   if ((config.tls?.cert === undefined) !== (config.tls?.key === undefined)) {
     problems.push({ field: ["tls"], message: "cert and key go together" });
   }
+  const unusable = credentialsProblem(config);
+  if (unusable) problems.push({ field: [unusable.way], message: unusable.problem });
+  if (config.tls) problems.push(...tlsProblems(config.tls));
   if (config.timeouts.ackMs > config.timeouts.totalMs) {
     problems.push({ field: ["timeouts", "ackMs"], message: "is longer than totalMs" });
+  }
+  return problems;
+}
+
+/** Each by itself, so that the one that can't be read is named. */
+function tlsProblems({ ca, cert, key }: NonNullable<Config["tls"]>): FieldProblem[] {
+  const problems: FieldProblem[] = [];
+  const attempt = (field: string, message: string, read: () => unknown): void => {
+    try {
+      read();
+    } catch (error) {
+      const reason = error instanceof Error ? error.message : String(error);
+      problems.push({ field: ["tls", field], message: `${message} (${reason})` });
+    }
+  };
+  // Of an authority that it can't read a TLS context says nothing.
+  if (ca !== undefined) attempt("ca", "is no PEM certificate", () => new X509Certificate(ca));
+  if (cert !== undefined) attempt("cert", "is no PEM certificate", () => createSecureContext({ cert }));
+  if (key !== undefined) attempt("key", "is no PEM private key without a passphrase", () => createPrivateKey(key));
+  if (problems.length === 0 && cert !== undefined && key !== undefined) {
+    attempt("key", "is not the key of tls.cert", () => createSecureContext({ cert, key }));
   }
   return problems;
 }

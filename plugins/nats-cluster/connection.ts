@@ -3,9 +3,12 @@
  * importer of @nats-io/transport-node.
  */
 import {
+  AuthorizationError,
   connect,
   credsAuthenticator,
+  nkeys,
   nkeyAuthenticator,
+  TimeoutError,
   tokenAuthenticator,
   usernamePasswordAuthenticator,
   type Authenticator,
@@ -60,7 +63,7 @@ const flushEveryBytes = 1024 * 1024;
 
 export function createConnection(
   config: ConnectionConfig,
-  { log, clock }: { log: Logger; clock: Clock },
+  { log, clock, arriving }: { log: Logger; clock: Clock; arriving: () => void },
 ): Connection & { start(): void } {
   const listeners: ((isUp: boolean) => void)[] = [];
   const pending = new Map<object, { subject: string; callback: (message: Incoming) => void; end?: () => void }>();
@@ -101,8 +104,13 @@ export function createConnection(
       met(connection);
     } catch (error) {
       if (isClosed) return;
-      const text = error instanceof Error ? error.message : String(error);
-      if (problem !== text) log.warn({ err: error, servers: config.servers }, "NATS does not answer; trying again");
+      const text = reasonOf(error, config);
+      if (problem !== text) {
+        log.warn(
+          { reason: text, servers: config.servers },
+          "NATS can't be reached, or refuses this node; trying again",
+        );
+      }
       problem = text;
       dialLater();
     }
@@ -142,6 +150,7 @@ export function createConnection(
           return;
         }
         try {
+          arriving();
           callback(message);
         } catch (thrown) {
           log.error({ err: thrown, subject: message.subject }, "A message from NATS could not be handled");
@@ -255,4 +264,48 @@ function authenticatorOf({ user, password, token, creds, nkey }: Credentials): A
   if (token !== undefined) return tokenAuthenticator(token);
   if (user !== undefined) return usernamePasswordAuthenticator(user, password);
   return undefined;
+}
+
+/** Why there is no connection, with the option to look at; no secrets. */
+function reasonOf(error: unknown, { credentials, tls, servers }: ConnectionConfig): string {
+  const text = error instanceof Error ? error.message : String(error);
+  const isTls = tls !== undefined || servers.some((each) => each.startsWith("tls://"));
+  if (error instanceof AuthorizationError) {
+    const way = (["creds", "nkey", "token", "user"] as const).find((each) => credentials[each] !== undefined);
+    if (way !== undefined) return `the server does not accept this node's \`${way}\` (${text})`;
+    return `the server asks for credentials, and NATSCluster has none of user, token, creds and nkey (${text})`;
+  }
+  if (error instanceof TimeoutError) {
+    const wanted =
+      tls?.cert === undefined ? "`tls.cert` and `tls.key`" : "another `tls.cert`, of an authority that it trusts";
+    return `no answer within ${connectTimeoutMs / 1000} s${isTls ? `; the server may ask for ${wanted}` : ""}`;
+  }
+  if (!(error instanceof Error && "code" in error && /CERT|SELF_SIGNED|VERIFY|ISSUER/.test(String(error.code))))
+    return text;
+  return `the server's certificate is not trusted: look at \`tls.ca\`, and address it by a name in the certificate (${text})`;
+}
+
+/** What is wrong with credentials that no server has seen yet, by their option; never what they are. */
+export function credentialsProblem({
+  creds,
+  nkey,
+}: Credentials): { way: "creds" | "nkey"; problem: string } | undefined {
+  if (nkey !== undefined && !isUserSeed(nkey)) {
+    return { way: "nkey", problem: "is not the seed of a user's nkey: that begins with SU and has 58 characters" };
+  }
+  if (creds === undefined) return undefined;
+  const [jwt, seed] = [...creds.matchAll(/-{3,}BEGIN [^\n]*-{3,}\s*(\S+)\s*-{3,}END /g)].map(([, text]) => text);
+  if (jwt === undefined || seed === undefined) {
+    return { way: "creds", problem: "is not what a .creds file has: a user's JWT, and then its seed" };
+  }
+  if (isUserSeed(seed)) return undefined;
+  return { way: "creds", problem: "has a seed that is not a user's: that begins with SU and has 58 characters" };
+}
+
+function isUserSeed(seed: string): boolean {
+  try {
+    return nkeys.fromSeed(Buffer.from(seed.trim())).getPublicKey().startsWith("U");
+  } catch {
+    return false;
+  }
 }

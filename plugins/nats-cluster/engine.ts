@@ -20,6 +20,7 @@ import { createLog } from "./log.ts";
 import { createMembers } from "./members.ts";
 import { createMeters } from "./meters.ts";
 import { createPublisher } from "./publisher.ts";
+import { createPulse } from "./pulse.ts";
 import { createReads } from "./reads.ts";
 import { createRecords } from "./records.ts";
 import { createRetained } from "./retained.ts";
@@ -56,7 +57,7 @@ export function createEngine(config: Config, { nodeName, log, metrics, clock }: 
   const layout = createLayout(config.namespace, config.shards);
   const connection = createConnection(
     { servers: config.servers, name: `sluice ${nodeName}`, credentials: config, tls: config.tls },
-    { log, clock },
+    { log, clock, arriving: notePause },
   );
   const inbox = createInbox(connection, clock);
   const meters = createMeters(metrics, {
@@ -66,12 +67,20 @@ export function createEngine(config: Config, { nodeName, log, metrics, clock }: 
     peers: () => members.peers().filter(({ isUp }) => isUp).length,
     connected: () => connection.isUp,
   });
+  let asked = 0;
+  let watchedAt = clock.now();
+  const pulse = createPulse(timeouts, {
+    connection,
+    clock,
+    ask: () => (isSetUp ? reads.isLed(layout.streams.sessions(asked++ % layout.shards)) : undefined),
+  });
+  const patienceMs = (): number => pulse.patienceMs();
   const publisher = createPublisher(
     connection,
-    { ...timeouts, shards: config.shards, maxInFlight: config.maxInFlight },
-    { clock, meters },
+    { totalMs: timeouts.totalMs, shards: config.shards, maxInFlight: config.maxInFlight, ackMs: patienceMs },
+    { clock, meters, confirmed: () => pulse.confirmed() },
   );
-  const reads = createReads(inbox, { clock, answerMs: timeouts.ackMs, totalMs: timeouts.totalMs });
+  const reads = createReads(inbox, { clock, answerMs: patienceMs, totalMs: timeouts.totalMs });
   const control = createControl(node.id, { connection, inbox, layout, log });
   const members = createMembers(node, connection, { subject: layout.control.heartbeat, clock, log });
   const proxies = new Map<string, { proxy: ClusterProxy; listener: ClusterListener }>();
@@ -102,6 +111,7 @@ export function createEngine(config: Config, { nodeName, log, metrics, clock }: 
       return limits.maxRecordBytes;
     },
     graceMs: config.fence.grace * 1000,
+    kickMs: timeouts.kickMs,
     dedupeMs: Math.min(dedupeMs.log, durationMs(config.log.retention)),
   };
 
@@ -121,25 +131,43 @@ export function createEngine(config: Config, { nodeName, log, metrics, clock }: 
     const reasons: string[] = [];
     if (!connection.isUp) reasons.push(`NATS: ${connection.problem ?? "there is no connection"}`);
     else if (setUpProblem !== undefined) reasons.push(`NATS: ${setUpProblem}`);
+    const reached = isSetUp && pulse.isReached;
+    if (connection.isUp && isSetUp && !reached) {
+      reasons.push(pulse.isLate ? "NATS: the server does not answer" : "NATS: no majority of the servers answers");
+    }
     const lateMs = publisher.oldestMs();
-    const isLate = lateMs > timeouts.ackMs;
+    const isLate = lateMs > patienceMs();
     if (isLate) reasons.push(`NATS: a message has waited ${Math.round(lateMs / 1000)} s to be confirmed`);
     if (members.hasTwin) reasons.push(`another node is called ${node.id} too: give each a nodeName of its own`);
     const live = connection.isUp;
-    return { live, durable: live && isSetUp && !isLate && !members.hasTwin, reasons };
+    return { live, durable: live && reached && !isLate && !members.hasTwin, reached, reasons };
   }
 
   /** The seconds in a reason are no change. */
   function look(): void {
     const now = healthNow();
     const differs =
-      now.live !== health.live || now.durable !== health.durable || now.reasons.length !== health.reasons.length;
+      now.live !== health.live ||
+      now.durable !== health.durable ||
+      now.reached !== health.reached ||
+      now.reasons.length !== health.reasons.length;
     health = now;
     if (differs) for (const listener of healthListeners) listener();
   }
 
+  /** The process stood still, or its timers did: sessions may have been taken over meanwhile, which comes first. */
+  function notePause(): void {
+    const now = clock.now();
+    if (now - watchedAt < watchEveryMs + pulse.lateMs) return;
+    watchedAt = now;
+    pulse.lose();
+    look();
+  }
+
   function watch(): void {
     if (isStopped) return;
+    notePause();
+    watchedAt = clock.now();
     look();
     after(watchEveryMs, watch);
   }
@@ -170,6 +198,7 @@ export function createEngine(config: Config, { nodeName, log, metrics, clock }: 
       isSetUp = true;
       setUpProblem = undefined;
       recount();
+      pulse.confirmed();
       log.info({ shards: config.shards, replicas: config.replicas }, "The cluster's streams are ready");
       if (server.warning !== undefined) log.warn({ version: connection.server?.version }, server.warning);
       const sync = await findSyncProblem(inbox, timeouts.ackMs);
@@ -292,6 +321,7 @@ export function createEngine(config: Config, { nodeName, log, metrics, clock }: 
     start() {
       control.start();
       members.start();
+      pulse.start();
       connection.start();
       watch();
       after(countEveryMs, recountEvery);
@@ -302,6 +332,7 @@ export function createEngine(config: Config, { nodeName, log, metrics, clock }: 
         await Promise.race([forgetSelf().catch(() => undefined), wait(stopMs)]);
       }
       isStopped = true;
+      pulse.stop();
       members.stop();
       await Promise.race([connection.flush().catch(() => undefined), wait(stopMs)]);
       for (const timer of timers) timer.clear();

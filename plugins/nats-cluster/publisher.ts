@@ -32,7 +32,8 @@ export interface Publisher {
 
 export interface PublisherOptions {
   readonly shards: number;
-  readonly ackMs: number;
+  /** Read at each use. */
+  readonly ackMs: () => number;
   readonly totalMs: number;
   /** Of a shard. */
   readonly maxInFlight: number;
@@ -94,7 +95,7 @@ interface Lane {
 export function createPublisher(
   connection: Connection,
   { shards, ackMs, totalMs, maxInFlight }: PublisherOptions,
-  { clock, meters }: { clock: Clock; meters: PublisherMeters },
+  { clock, meters, confirmed }: { clock: Clock; meters: PublisherMeters; confirmed: () => void },
 ): Publisher {
   const prefix = `_INBOX.${randomBytes(9).toString("base64url")}`;
   const lanes = Array.from({ length: shards }, (): Lane => ({
@@ -142,6 +143,7 @@ export function createPublisher(
   function acknowledged(slot: Slot, seq: number): void {
     const { lane } = slot;
     forget(slot);
+    confirmed();
     slot.resolve(seq);
     if (!lane) return;
     for (const earlier of lane.sent.values()) {
@@ -167,7 +169,7 @@ export function createPublisher(
   function probe(lane: Lane): void {
     for (const slot of lane.sent.values()) {
       if (slot.overtaken) continue;
-      lane.probeAt = clock.now() + ackMs;
+      lane.probeAt = clock.now() + ackMs();
       lane.probed = slot;
       meters.retries.inc({});
       send(slot);
@@ -232,10 +234,11 @@ export function createPublisher(
     sweep ??= clock.setTimeout(() => {
       sweep = undefined;
       for (const lane of lanes) sweepLane(lane);
-      const before = clock.now() - ackMs;
+      const patienceMs = ackMs();
+      const before = clock.now() - patienceMs;
       for (const slot of singles.values()) {
         if (slot.sentAt > before) break;
-        fail(slot, new Unanswered(`NATS did not answer in ${ackMs} ms`));
+        fail(slot, new Unanswered(`NATS did not answer in ${patienceMs} ms`));
       }
       if (byId.size > 0 || lanes.some(({ probeAt }) => probeAt !== undefined)) startSweep();
     }, sweepMs);
@@ -256,7 +259,7 @@ export function createPublisher(
     }
     for (const slot of lane.sent.values()) {
       if (slot.overtaken) continue;
-      if (slot.sentAt <= now - ackMs) doubt(lane, 0);
+      if (slot.sentAt <= now - ackMs()) doubt(lane, 0);
       return;
     }
   }

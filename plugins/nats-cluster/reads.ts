@@ -57,13 +57,15 @@ export interface Reads {
   count(stream: string, pattern: string): Promise<number>;
   /** Of the leader, as it was at some moment after the call. Calls made at once share an answer. */
   state(stream: string): Promise<StreamState>;
+  /** Whether somebody leads the stream, and has heard of enough of the others lately. Asks once. */
+  isLed(stream: string): Promise<boolean>;
 }
 
 const retryMs = 100;
 
 export function createReads(
   inbox: Inbox,
-  { clock, answerMs, totalMs }: { clock: Clock; answerMs: number; totalMs: number },
+  { clock, answerMs, totalMs }: { clock: Clock; answerMs: () => number; totalMs: number },
 ): Reads {
   const states = new Map<string, { running: Promise<StreamState>; next: Promise<StreamState> | undefined }>();
 
@@ -81,7 +83,7 @@ export function createReads(
   }
 
   async function api<T>(call: string, request: object): Promise<T & ApiAnswer> {
-    const answer = await inbox.request(`$JS.API.${call}`, Buffer.from(JSON.stringify(request)), answerMs);
+    const answer = await inbox.request(`$JS.API.${call}`, Buffer.from(JSON.stringify(request)), answerMs());
     const parsed = answer.json<T & ApiAnswer>();
     const { error } = parsed;
     // Of the server that was asked, as long as it knows no leader.
@@ -102,7 +104,7 @@ export function createReads(
 
   function direct(stream: string, request: object, isLast: (answer: Incoming) => boolean): Promise<Incoming[]> {
     const body = Buffer.from(JSON.stringify(request));
-    return inbox.requestAll(`$JS.API.DIRECT.GET.${stream}`, body, { timeoutMs: answerMs, isLast });
+    return inbox.requestAll(`$JS.API.DIRECT.GET.${stream}`, body, { timeoutMs: answerMs(), isLast });
   }
 
   function one(stream: string, request: object): Promise<Stored | undefined> {
@@ -207,8 +209,19 @@ export function createReads(
       });
     },
     state: stateOf,
+    async isLed(stream) {
+      // Where nobody leads, one of the others answers; and one who leads does so for a while after he has lost them.
+      const { state, cluster } = await api<{ state?: ApiState; cluster?: ApiCluster }>(`STREAM.INFO.${stream}`, {});
+      if (!state || !cluster) return state !== undefined;
+      const { leader = "", replicas = [] } = cluster;
+      const heard = replicas.filter(({ active, offline = false }) => !offline && active < maxSilenceMs * 1e6);
+      return leader !== "" && 2 * (heard.length + 1) > replicas.length + 1;
+    },
   };
 }
+
+/** Between one who leads a stream and the others, who tell of themselves each second. */
+const maxSilenceMs = 5000;
 
 interface ApiAnswer {
   readonly error?: { readonly code?: number; readonly err_code?: number; readonly description?: string };
@@ -217,6 +230,12 @@ interface ApiMessage {
   readonly subject: string;
   readonly seq: number;
   readonly data?: string;
+}
+/** Absent where a server is alone. */
+interface ApiCluster {
+  readonly leader?: string;
+  /** `active`: nanoseconds since the leader has heard of it. */
+  readonly replicas?: readonly { readonly active: number; readonly offline?: boolean }[];
 }
 interface ApiState {
   readonly first_seq: number;

@@ -140,7 +140,11 @@ export function createRecords(deps: RecordsDeps): ClusterRecords {
   }
 
   return {
-    async owner(clientId) {
+    async owner(clientId, isExact = false) {
+      if (isExact) {
+        const found = await ownerByLeader(clientId);
+        return found?.value && { value: found.value, revision: found.revision };
+      }
       const { shard, base } = proxy.session(clientId);
       const stored = await reads.last(layout.streams.sessions(shard), `${base}.own`);
       const value = stored && readOwner(stored.body).value;

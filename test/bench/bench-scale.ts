@@ -1,13 +1,13 @@
 /**
  * How the cost grows with the size of a fleet: `npm run bench:scale -- [--seconds 2] [--curves a,b] [--json file]`. Curves:
- * clients, topics, churn, payload, subscriptions, memory,
+ * clients, topics, churn, subscribed, payload, subscriptions, memory,
  * connects.
  */
 import { execFile } from "node:child_process";
 import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { parseArgs, promisify } from "node:util";
-import { type Bench, connects, type Figures, idle, ingest, ingestBesideChurn } from "./measure.ts";
+import { type Bench, connects, type Figures, idle, ingest, ingestBeside, subscribed } from "./measure.ts";
 import type { Row } from "./rows.ts";
 import { runRows } from "./run-rows.ts";
 import type { Setup } from "./servers/server.ts";
@@ -48,9 +48,32 @@ const points: readonly Point[] = [
       ingestPoint("clients", `${numbers.format(clients)} clients, window ${window}`, { clients, window }),
     ),
   ),
-  ...[10, 1000, 100_000].map((count) =>
-    ingestPoint("topics", `${numbers.format(count)} topics`, { topics: topicsOf(count) }),
-  ),
+  // Beside subscriptions that have to be looked through, or there would be nothing to remember of a topic.
+  ...[10, 1000, 100_000, 200_000].map((count): Point => ({
+    curve: "topics",
+    at: `${numbers.format(count)} topics`,
+    figure: "cpuUs",
+    unit: "us a message",
+    measure: (bench) =>
+      ingestBeside(
+        bench,
+        { clients: 50, qos: 1, window: 32, topics: topicsOf(count) },
+        { clients: 1000, filter: "bench/device/{n}/#", rate: 0 },
+      ),
+  })),
+  ...[10, 100, 1000, 10_000].map((each): Point => ({
+    curve: "subscribed",
+    at: `${numbers.format(100 * each)} subscriptions of 100 clients`,
+    figure: "cpuUs",
+    unit: "us a message",
+    isFresh: true,
+    measure: (bench) =>
+      subscribed(
+        bench,
+        { clients: 50, qos: 1, window: 32, topics: topicsOf(10_000) },
+        { clients: 100, each, filter: "bench/device/{n}/{m}/+", rate: 0 },
+      ),
+  })),
   ...(
     [
       ["2,000 plain subscriptions and unsubscriptions a second", "bench/device/{n}/command"],
@@ -63,7 +86,7 @@ const points: readonly Point[] = [
     figure: "cpuUs",
     unit: "us a message",
     measure: (bench) =>
-      ingestBesideChurn(
+      ingestBeside(
         bench,
         { clients: 50, qos: 1, window: 32, topics: topicsOf(10_000) },
         { clients: 1000, filter, rate: 2000 },
@@ -126,7 +149,9 @@ const results = await runRows({
 for (const [n, { best, error }] of results.entries()) {
   const { curve, at, figure, unit } = chosen[n]!;
   const rate = best?.rate === undefined ? "" : `, ${numbers.format(Math.round(best.rate))} a second`;
-  console.log(`${curve}: ${at}: ${error ?? `${(best?.[figure] ?? Number.NaN).toFixed(2)} ${unit}${rate}`}`);
+  const kib = best?.collectedKib;
+  const bytes = curve === "subscribed" && kib !== undefined ? `, ${(kib * 1024).toFixed(0)} bytes a subscription` : "";
+  console.log(`${curve}: ${at}: ${error ?? `${(best?.[figure] ?? Number.NaN).toFixed(2)} ${unit}${rate}${bytes}`}`);
 }
 
 // In a process each, so that no heap is the last one's.

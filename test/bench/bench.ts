@@ -11,7 +11,7 @@ import { cpus } from "node:os";
 import { parseArgs } from "node:util";
 import { pictureOf } from "./picture.ts";
 import { dataOf, judge, tableOf } from "./report.ts";
-import { rows as allRows } from "./rows.ts";
+import { rows as allRows, yardsticksOf } from "./rows.ts";
 import { runRows } from "./run-rows.ts";
 import { serverKind } from "./servers/kinds.ts";
 import { sluice } from "./servers/sluice.ts";
@@ -30,19 +30,23 @@ const [seconds, rounds] = [atLeast("seconds", 0.1), atLeast("rounds", 1)];
 const rows = values.rows === undefined ? allRows : values.rows.split(",").map(rowNamed);
 const kinds = [sluice, ...values.vs.map(serverKind)];
 const startedAt = performance.now();
-const results = await runRows({
-  rows,
-  kinds,
+const how = {
   seconds,
   rounds,
-  progress: (line) =>
-    process.stderr.write(`${((performance.now() - startedAt) / 1000).toFixed(0).padStart(4)} s  ${line}\n`),
-});
-const report = judge(rows, results, sluice.name);
+  progress: (line: string): void =>
+    void process.stderr.write(`${((performance.now() - startedAt) / 1000).toFixed(0).padStart(4)} s  ${line}\n`),
+};
+const results = await runRows({ rows, kinds, ...how });
+const yardsticks = yardsticksOf(rows);
+const measures = kinds.filter(({ name }) => name === "mosquitto");
+if (measures.length > 0 && yardsticks.length > 0) {
+  results.push(...(await runRows({ rows: yardsticks, kinds: measures, ...how })));
+}
+const report = judge([...rows, ...yardsticks], results, sluice.name);
 process.stdout.write(`${tableOf(report)}\n`);
 if (values.json) await writeFile(values.json, `${JSON.stringify(dataOf(report, { seconds, rounds }), undefined, 2)}\n`);
 if (values.html) {
-  const note = `${cpus().length} cores (${cpus()[0]?.model.trim()}), Node ${process.version}, the best of ${rounds} rounds of ${seconds} s, ${new Date().toISOString()}.`;
+  const note = `${cpus().length} cores (${cpus()[0]?.model.trim()}), Node ${process.version}, the best of ${rounds} ${rounds === 1 ? "round" : "rounds"} of ${seconds} s, ${new Date().toISOString()}.`;
   await writeFile(values.html, pictureOf(report, { note, isSvg: values.html.endsWith(".svg") }));
 }
 const own = results.filter(({ server }) => server === sluice.name);

@@ -87,7 +87,11 @@ export interface IngestOptions {
 /** Clients publish as fast as they are answered; where there is a Kafka, what it has got is counted afterwards. */
 export async function ingest(bench: Bench, options: IngestOptions): Promise<Figures> {
   const { server, generator, seconds, warmUpSeconds, kafka } = bench;
-  const { isMapped = false, topics = [isMapped ? mappedTopic : "bench/device/12345/log"], ...rest } = options;
+  const {
+    isMapped = false,
+    topics = [isMapped ? mappedTopic : (kafka?.topic ?? "bench/device/12345/log")],
+    ...rest
+  } = options;
   const had = (await kafka?.arrived()) ?? 0;
   const load = await generator.start("publishers", { payloadBytes, ...rest, address: server.address, topics });
   await sleep(warmUpSeconds * 1000);
@@ -100,13 +104,17 @@ export async function ingest(bench: Bench, options: IngestOptions): Promise<Figu
   return { ...found, lost: Math.max(0, due - (await settled(kafka.arrived, had + due)) + had) };
 }
 
-/** As {@link ingest}, while other clients' subscriptions come and go: what those cost is in the figure. */
-export async function ingestBesideChurn(
-  bench: Bench,
-  options: IngestOptions,
-  churn: { readonly clients: number; readonly filter: string; readonly rate: number },
-): Promise<Figures> {
-  const load = await bench.reader.start("churn", { address: bench.server.address, ...churn });
+/** What other clients have subscribed to; see load/churn.ts. */
+export interface Standing {
+  readonly clients: number;
+  readonly each?: number;
+  readonly filter: string;
+  readonly rate: number;
+}
+
+/** As {@link ingest}, beside other clients' subscriptions: where they come and go, what that costs is in the figure. */
+export async function ingestBeside(bench: Bench, options: IngestOptions, standing: Standing): Promise<Figures> {
+  const load = await bench.reader.start("churn", { address: bench.server.address, ...standing });
   let stopped: Promise<Reading> | undefined;
   try {
     const found = await ingest(bench, options);
@@ -192,7 +200,7 @@ export async function latency(bench: Bench, options: { readonly rate: number }):
     clients: 50,
     qos: 1,
     window: 1000,
-    topics: ["bench/device/12345/log"],
+    topics: [topic],
     isStamped: true,
   } as const;
   const load = await generator.start("publishers", { ...publishing, ...options, address, payloadBytes });
@@ -278,5 +286,27 @@ async function until(load: RunningLoad, clients: number): Promise<Reading> {
     if (reading.skipped) throw new Error(`${reading.skipped} clients could not connect`);
     if (reading.sent >= clients) return reading;
     await sleep(20);
+  }
+}
+
+/** KiB a subscription, once garbage is collected, and the cost of a message beside them. The server must be a new one. */
+export async function subscribed(bench: Bench, options: IngestOptions, standing: Standing): Promise<Figures> {
+  const { reader, server } = bench;
+  const { pid, address, collect } = server;
+  if (pid === undefined || !collect) throw new Error("its memory can't be told");
+  // What its clients take, and what the first of anything brings into memory, is not the subscriptions'.
+  await ingest(bench, options);
+  const clients = await reader.start("churn", { address, ...standing, each: 1 });
+  await collect();
+  const empty = usageOf(pid).memoryBytes;
+  await clients.stop();
+  const load = await reader.start("churn", { address, ...standing });
+  await collect();
+  const { clients: count, each = 1 } = standing;
+  const collectedKib = (usageOf(pid).memoryBytes - empty) / 1024 / (count * each);
+  try {
+    return { ...(await ingest(bench, options)), collectedKib };
+  } finally {
+    await load.stop();
   }
 }

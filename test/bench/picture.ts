@@ -30,7 +30,9 @@ function svgOf(report: readonly ReportRow[]): string {
     const scale = (value: number): number => (value / most) * barWidth;
     const height = results.length * (barHeight + 2);
     parts.push(`<text x="${left - 12}" y="${y + 11}" class="title">${escape(row.title)}</text>`);
-    parts.push(`<text x="${left - 12}" y="${y + 26}" class="unit">${escape(row.unit)}</text>`);
+    const aim = goal ? `; goal ${shown(goal.limit)}, ${goal.isMet ? "met" : "missed"}` : "";
+    parts.push(`<text x="${left - 12}" y="${y + 26}" class="unit">${escape(row.unit + aim)}</text>`);
+    const labels: string[] = [];
     for (const [n, result] of results.entries()) {
       const at = y + n * (barHeight + 2);
       const figure = figures[n]!;
@@ -41,18 +43,19 @@ function svgOf(report: readonly ReportRow[]): string {
         `<rect x="${left}" y="${at}" width="${Math.max(1, scale(figure)).toFixed(1)}" height="${barHeight}" ` +
           `fill="${colourOf(result.server)}"/>`,
       );
-      const colour = n === 0 && goal && !goal.isMet ? ' class="missed"' : "";
-      parts.push(`<text x="${(left + scale(figure) + 6).toFixed(1)}" y="${at + 11}"${colour}>${escape(label)}</text>`);
+      const colour = n === 0 && goal && !goal.isMet ? ' class="figure missed"' : ' class="figure"';
+      labels.push(`<text x="${(left + scale(figure) + 6).toFixed(1)}" y="${at + 11}"${colour}>${escape(label)}</text>`);
     }
     if (goal) {
       const x = (left + scale(goal.limit)).toFixed(1);
       parts.push(`<path d="M${x} ${y - 3}v${height + 4}" class="goal"/>`);
     }
+    parts.push(...labels);
     y += Math.max(height, 30) + rowGap;
   }
   return (
     `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${width} ${y}" width="${width}" height="${y}" font-family="sans-serif" font-size="12">` +
-    `<style>.title{text-anchor:end;font-size:11px}.unit{text-anchor:end;fill:#667;font-size:11px}.goal{stroke:#c22;stroke-width:2;fill:none}.missed{fill:#c22;font-weight:bold}</style>` +
+    `<style>.title{text-anchor:end;font-size:11px}.unit{text-anchor:end;fill:#667;font-size:11px}.goal{stroke:#c22;stroke-width:2;fill:none}.figure{paint-order:stroke;stroke:#fff;stroke-width:4px}.missed{fill:#c22;font-weight:bold}</style>` +
     `<rect width="100%" height="100%" fill="#fff"/>${parts.join("")}</svg>`
   );
 }

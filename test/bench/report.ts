@@ -19,7 +19,10 @@ export interface ReportRow {
   readonly goal: Judged | undefined;
 }
 
-/** @param given of all rows */
+/**
+ * The rows that `ours` was measured in.
+ * @param given of all rows, those included that only others were measured in
+ */
 export function judge(rows: readonly Row[], given: readonly Result[], ours: string): ReportRow[] {
   const figureOf = (name: string, server: string): number | undefined => {
     const row = rows.find((each) => each.name === name);
@@ -29,14 +32,14 @@ export function judge(rows: readonly Row[], given: readonly Result[], ours: stri
   return rows.flatMap((row) => {
     const results = given.filter((each) => each.row === row.name);
     const own = figureOf(row.name, ours);
-    if (results.length === 0) return [];
+    if (results[0]?.server !== ours) return [];
     const limit = limitOf(row.goal, row.name, figureOf);
     return [{ row, results, goal: own === undefined || !limit ? undefined : { ...limit, isMet: own <= limit.limit } }];
   });
 }
 
 function limitOf(
-  { share, mosquitto, atMost }: Goal,
+  { share, mosquitto, once, atMost }: Goal,
   row: string,
   figureOf: (row: string, server: string) => number | undefined,
 ): Omit<Judged, "isMet"> | undefined {
@@ -45,7 +48,7 @@ function limitOf(
   const theirs = figureOf(row, "easegress");
   if (theirs !== undefined) return { limit: theirs * share, from: `${share.toFixed(1)} of easegress` };
   const yardstick = mosquitto && figureOf(mosquitto.row, "mosquitto");
-  if (yardstick === undefined) return undefined;
+  if (yardstick === undefined) return once === undefined ? undefined : { limit: once * share, from: "easegress once" };
   const times = share * mosquitto!.times;
   return { limit: yardstick * times, from: `${times.toFixed(2)} of mosquitto's ${mosquitto!.row}` };
 }
@@ -59,6 +62,11 @@ export const shown = (value: number | undefined): string => {
 export function ratio(row: Row, first: Result | undefined, other: Result): number | undefined {
   const [a, b] = [first?.best?.[row.figure], other.best?.[row.figure]];
   return a === undefined || b === undefined || first === other ? undefined : b / a;
+}
+
+/** Percent. */
+function over(row: Row, own: Result | undefined, { limit }: Judged): string {
+  return shown(100 * ((own?.best?.[row.figure] ?? Number.NaN) / limit - 1));
 }
 
 function more({ best }: Result, row: Row): string {
@@ -79,9 +87,10 @@ function more({ best }: Result, row: Row): string {
 /** One block a row: a server a line, with how many times ours each is. */
 export function tableOf(report: readonly ReportRow[]): string {
   const lines: string[] = [];
+  const widest = Math.max(12, ...report.flatMap(({ results }) => results.map(({ server }) => server.length)));
   for (const { row, results, goal } of report) {
     const judged = goal
-      ? `  goal <= ${shown(goal.limit)} (${goal.from}): ${goal.isMet ? "met" : "MISSED"}`
+      ? `  goal <= ${shown(goal.limit)} (${goal.from}): ${goal.isMet ? "met" : `MISSED by ${over(row, results[0], goal)} %`}`
       : row.goal.share === undefined
         ? ""
         : "  goal: no yardstick was measured";
@@ -91,11 +100,14 @@ export function tableOf(report: readonly ReportRow[]): string {
       const figure = result.error ?? `${shown(result.best?.[row.figure])} ${row.unit}`;
       const beside = times === undefined ? "" : `x ${shown(times)}`;
       lines.push(
-        `  ${result.server.padEnd(12)} ${figure.padStart(22)} ${beside.padEnd(9)} ${more(result, row)}`.trimEnd(),
+        `  ${result.server.padEnd(widest)} ${figure.padStart(22)} ${beside.padEnd(9)} ${more(result, row)}`.trimEnd(),
       );
     }
     lines.push(...alsoLine(row, results[0]?.best));
   }
+  const goals = report.flatMap(({ goal }) => goal ?? []);
+  const met = goals.filter(({ isMet }) => isMet).length;
+  if (goals.length > 0) lines.push(`goals: ${met} of ${goals.length} met`);
   return lines.join("\n");
 }
 

@@ -145,7 +145,8 @@ async function startPlace(
   try {
     let into: Bench["kafka"];
     if (kafka && (setup === "kafka" || setup === "mapper")) {
-      const topic = `bench-${kind.name}-${setup}-${process.pid}-${Date.now()}`;
+      // As long as the topic of the other rows.
+      const topic = `bench-${process.pid.toString(36)}-${Date.now().toString(36)}-${setup[0]}${kind.name[0]}`;
       await kafka.createTopic(topic, 4);
       const arrived = async (): Promise<number> =>
         [...(await kafka.endOffsets(topic)).values()].reduce((sum, offset) => sum + offset, 0);

@@ -149,7 +149,7 @@ test("goals come from Easegress where it is measured, else from Mosquitto's shar
   assert.deepEqual([beside?.goal?.limit, beside?.goal?.isMet], [10, true]);
   const svg = pictureOf(judge(rows, ours, "sluice"), { note: "", isSvg: true });
   assert.match(svg, /^<svg [^]*<\/svg>$/);
-  assert.match(svg, /class="missed">8.00</);
+  assert.match(svg, /class="figure missed">8.00</);
 });
 
 test("the command writes a table, JSON and a picture", async (t) => {

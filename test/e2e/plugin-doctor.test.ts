@@ -4,7 +4,7 @@ import { appendFile, cp, mkdir, mkdtemp, realpath, rm, writeFile } from "node:fs
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
-import { findInstalled } from "../../kernel/config.ts";
+import { findInstalled } from "../../kernel/installed-plugins.ts";
 import { examinePlugins } from "../../kernel/plugin-doctor.ts";
 import { packPlugin, writePlugin } from "../helpers/plugin-packages.ts";
 import { bin, sluice } from "../helpers/sluice.ts";

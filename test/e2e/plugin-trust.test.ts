@@ -4,7 +4,8 @@ import { appendFile, cp, mkdir, mkdtemp, realpath, rm, writeFile } from "node:fs
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before, describe, test } from "node:test";
-import { findInstalled, loadSpec } from "../../kernel/config.ts";
+import { loadSpec } from "../../kernel/config.ts";
+import { findInstalled } from "../../kernel/installed-plugins.ts";
 import { packPlugin, writePlugin, type Tarball } from "../helpers/plugin-packages.ts";
 import { bin, sluice, snapshot } from "../helpers/sluice.ts";
 

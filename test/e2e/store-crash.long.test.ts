@@ -9,3 +9,9 @@ for (const qos of [1, 2] as const) {
     assertNothingLost(report, 10_000);
   });
 }
+
+for (const qos of [1, 2] as const) {
+  test(`with workers, one of which is killed before all are, 10 times at QoS ${qos}`, async () => {
+    assertNothingLost(await crashAgainAndAgain(10, qos, 2), 10_000);
+  });
+}

@@ -7,3 +7,7 @@ for (const qos of [1, 2] as const) {
     assertNothingLost(await crashAgainAndAgain(3, qos), 1500);
   });
 }
+
+test("the same with workers, one of which is killed before all are, at QoS 2", async () => {
+  assertNothingLost(await crashAgainAndAgain(2, 2, 2), 1500);
+});

@@ -9,6 +9,7 @@ import { findFreePort } from "../helpers/free-port.ts";
 import { startWorkers } from "../helpers/workers.ts";
 
 test("two workers whose Kafka is away: records on disk add up, their age does not, and `sluice top` says so", async (t) => {
+  const begun = performance.now();
   const away = await findFreePort();
   const gateway = await startWorkers(
     t,
@@ -53,13 +54,14 @@ filters:
   const [filter] = view.filters;
   assert.deepEqual([filter?.filter, filter?.kafka, filter?.buffered], ["pub/sink", "away", 2]);
   assert.ok(filter!.bufferAge! > age && filter!.bufferAge! <= (performance.now() - since) / 1000, stdout);
-  // Each process' own delay has a series, of which the greatest is shown.
+  // Each process' own delay has a series, of which the greatest is shown; none is longer than its process lives.
   const delays = await Promise.all(
     ["main", "0", "1"].map((worker) => gateway.metric("sluice_event_loop_delay_seconds", { worker, stat: "max" })),
   );
+  const lived = (performance.now() - begun) / 1000;
   assert.ok(
-    delays.every((delay) => delay > 0 && delay < most),
+    delays.every((delay) => delay > 0 && delay < lived),
     String(delays),
   );
-  assert.ok(view.eventLoopDelayMs.max > 0 && view.eventLoopDelayMs.max < 1000 * most, stdout);
+  assert.ok(view.eventLoopDelayMs.max > 0 && view.eventLoopDelayMs.max < 1000 * lived, stdout);
 });

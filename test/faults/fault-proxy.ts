@@ -1,5 +1,5 @@
 /**
- * A TCP proxy that does to the connections between a gateway and Kafka what networks do: they hang, break, slow down, and
+ * A TCP proxy that does to the connections between a gateway and Kafka, or NATS, what networks do: they hang, break, slow down, and
  * go on living on one side only.
  */
 import { createServer, connect, type Socket } from "node:net";
@@ -8,7 +8,7 @@ import { createServer, connect, type Socket } from "node:net";
  * - `pass`: everything goes through.
  * - `hang`: connections are accepted and kept, and nothing goes through in either direction; it does when that is over.
  * - `mute`: requests go through, and answers are lost for good, their connection with them.
- * - `halfOpen`: Kafka's side is closed; the gateway's is kept, and what it sends is swallowed, also on new connections.
+ * - `halfOpen`: the server's side is closed; the gateway's is kept, and what it sends is swallowed, also on new connections.
  * - `refuse`: connections are reset, new ones at once.
  * - `delay`: everything goes through, late.
  */

@@ -15,9 +15,14 @@ export interface ClusterOptions {
   readonly options?: string;
   /** More lines of the MQTTProxy document. */
   readonly proxy?: string;
+  /** More documents. */
+  readonly documents?: string;
 }
 
-export function clusterYaml({ urls, namespace, options = "", proxy = "" }: ClusterOptions, nodeName: string): string {
+export function clusterYaml(
+  { urls, namespace, options = "", proxy = "", documents = "" }: ClusterOptions,
+  nodeName: string,
+): string {
   return `
 kind: MQTTProxy
 name: mqttproxy
@@ -33,6 +38,7 @@ namespace: ${namespace}
 nodeName: ${nodeName}
 shards: 2
 ${options}
+${documents}
 ---
 kind: AdminAPI
 name: admin-api
@@ -60,10 +66,12 @@ export async function joined({ gateway }: TestGateway): Promise<void> {
 export interface SpawnedNode {
   readonly name: string;
   gateway(): SpawnedGateway;
-  /** What `/readyz` says. */
+  /** It runs, and has joined: what `/readyz?strict` says. */
   isReady(): Promise<boolean>;
   /** SIGKILL; resolves when it has gone. */
   kill(): Promise<void>;
+  /** SIGTERM; resolves with the exit code. */
+  stop(): Promise<number | null>;
   start(): Promise<void>;
 }
 
@@ -85,7 +93,7 @@ export async function spawnNode(t: TestContext, options: ClusterOptions, name: s
     },
     async isReady() {
       if (!running) return false;
-      const answer = await fetch(`${running.api}/readyz`).catch(() => undefined);
+      const answer = await fetch(`${running.api}/readyz?strict`).catch(() => undefined);
       await answer?.body?.cancel();
       return answer?.ok ?? false;
     },
@@ -94,6 +102,11 @@ export async function spawnNode(t: TestContext, options: ClusterOptions, name: s
       running = undefined;
       ending?.signal("SIGKILL");
       await ending?.stop();
+    },
+    async stop() {
+      const ending = running;
+      running = undefined;
+      return (await ending?.stop()) ?? null;
     },
     async start() {
       running = await spawnGateway(config);

@@ -41,6 +41,8 @@ export interface MemoryNode {
   readonly engine: ClusterEngine;
   /** From now on nothing reaches it, and it reaches nothing. */
   cutOff(): void;
+  /** The node stays connected, and none of those who decide answers: what it says of its health alone. */
+  loseMajority(): void;
   rejoin(): void;
   /** It is gone, and nobody hears of it yet. */
   mute(): void;
@@ -96,6 +98,8 @@ interface NodeState {
   incarnation: string;
   reachable: boolean;
   alive: boolean;
+  /** Those who decide answer. */
+  hasMajority: boolean;
   left: boolean;
   /** As dead, and not known to be. */
   muted: boolean;
@@ -440,10 +444,12 @@ export function createMemoryCluster(
         maxRecordBytes: 1 << 20,
         dedupeMs: 60_000,
         graceMs: 300,
+        kickMs: 1000,
       },
       health: () => ({
         live: node.reachable && node.alive,
-        durable: node.reachable && node.alive,
+        durable: node.reachable && node.alive && node.hasMajority,
+        reached: node.reachable && node.alive && node.hasMajority,
         reasons: node.reachable ? [] : ["the engine can't be reached"],
       }),
       onHealth(changed) {
@@ -466,8 +472,15 @@ export function createMemoryCluster(
           }
           const handler = peer.handlers.get(kind);
           if (!handler) throw new Error(`${to} does not know ${kind}`);
-          const done = (await handler(body, node.id)) ?? Buffer.alloc(0);
-          await hop(peer);
+          const answered = (async () => {
+            const done = (await handler(body, node.id)) ?? Buffer.alloc(0);
+            await hop(peer);
+            return done;
+          })();
+          answered.catch(() => undefined);
+          // It may die before its answer has left.
+          const done = await Promise.race([answered, sleep(timeoutMs)]);
+          if (!done) throw new Error(`${to} does not answer`);
           await hop(node);
           return done;
         },
@@ -495,6 +508,7 @@ export function createMemoryCluster(
         incarnation: randomUUID(),
         reachable: true,
         alive: true,
+        hasMajority: true,
         left: false,
         muted: false,
         seenAt: undefined,
@@ -512,6 +526,10 @@ export function createMemoryCluster(
           state.reachable = false;
           state.seenAt = now();
           tellPeers(state);
+          tellHealth(state);
+        },
+        loseMajority() {
+          state.hasMajority = false;
           tellHealth(state);
         },
         rejoin() {

@@ -30,7 +30,7 @@ export const defaults: Omit<Config, "servers"> = {
   log: { retention: "6h", maxBytes: -1 },
   interest: { max: 50_000 },
   fence: { grace: 15 },
-  timeouts: { ackMs: 2000, totalMs: 12_000, kickMs: 1000 },
+  timeouts: { ackMs: 2000, totalMs: 12_000, kickMs: 3000 },
   maxInFlight: 4096,
 };
 

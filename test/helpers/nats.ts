@@ -52,8 +52,15 @@ export interface NatsOptions {
   readonly syncInterval?: string;
   /** More lines for the config of each server. */
   readonly config?: string;
+  /** False: clients hear of no other address than those they are given, so that they can be kept from the servers. */
+  readonly advertise?: boolean;
   /** Clients are to use TLS; files as in the server's `tls` block. */
-  readonly tls?: { readonly cert: string; readonly key: string; readonly ca?: string };
+  readonly tls?: {
+    readonly cert: string;
+    readonly key: string;
+    /** With it each client has to show a certificate of this authority. */
+    readonly ca?: string;
+  };
 }
 
 /** Undefined where none can be had: `test("...", { skip: !nats }, ...)`. */
@@ -121,7 +128,7 @@ interface Ports {
   readonly monitor: number;
 }
 
-async function start({ nodes = 1, syncInterval, config = "", tls }: NatsOptions): Promise<Nats> {
+async function start({ nodes = 1, syncInterval, config = "", advertise = true, tls }: NatsOptions): Promise<Nats> {
   const data = await mkdtemp(join(tmpdir(), "sluice-nats-"));
   const sync = syncInterval ?? (nodes === 3 ? "always" : "2m");
   for (let attempt = 1; ; attempt++) {
@@ -144,9 +151,9 @@ async function start({ nodes = 1, syncInterval, config = "", tls }: NatsOptions)
             `jetstream { store_dir: "${join(data, String(index + 1))}", sync_interval: ${sync}, max_file_store: 8GB }`,
             nodes === 1
               ? ""
-              : `cluster { name: sluice, listen: "127.0.0.1:${own.route}", routes: [${routes}], pool_size: 3 }`,
+              : `cluster { name: sluice, listen: "127.0.0.1:${own.route}", routes: [${routes}], pool_size: 3, no_advertise: ${!advertise} }`,
             tls
-              ? `tls { cert_file: "${tls.cert}", key_file: "${tls.key}"${tls.ca === undefined ? "" : `, ca_file: "${tls.ca}"`} }`
+              ? `tls { cert_file: "${tls.cert}", key_file: "${tls.key}"${tls.ca === undefined ? "" : `, ca_file: "${tls.ca}", verify: true`} }`
               : "",
             config,
           ].join("\n"),

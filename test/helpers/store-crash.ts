@@ -7,6 +7,7 @@ import { createCrashPublisher, createCrashSubscriber } from "./crash-clients.ts"
 import { eventually } from "./eventually.ts";
 import { createRandom } from "./random.ts";
 import { spawnGateway, type SpawnedGateway } from "./spawned-gateway.ts";
+import { childrenOf, comeBack } from "./workers.ts";
 
 const yaml = `
 kind: MQTTProxy
@@ -37,10 +38,11 @@ export interface CrashReport {
   readonly startMs: number[];
 }
 
-export async function crashAgainAndAgain(rounds: number, qos: 1 | 2): Promise<CrashReport> {
+/** @param workers 2 or more: in each round one of them is killed too, before the whole gateway is */
+export async function crashAgainAndAgain(rounds: number, qos: 1 | 2, workers = 1): Promise<CrashReport> {
   const folder = await mkdtemp(join(tmpdir(), "sluice-store-crash-"));
   const config = join(folder, "sluice.yaml");
-  await writeFile(config, yaml);
+  await writeFile(config, `kind: Gateway\nname: gateway\nworkers: ${workers}\n---${yaml}`);
   const random = createRandom(20_261_125 + qos);
   const publishers = ["a", "b", "c"].map((id) => createCrashPublisher(id, qos));
   const [always, away] = [createCrashSubscriber("always", qos), createCrashSubscriber("away", qos)];
@@ -66,6 +68,15 @@ export async function crashAgainAndAgain(rounds: number, qos: 1 | 2): Promise<Cr
       const before = ackedNow();
       await Promise.all(publishers.map((publisher) => publisher.connect(port)));
       const enough = 500 + random(1500);
+      if (workers > 1) {
+        await eventually(() => ackedNow() - before >= enough, true, 60_000);
+        const pids = await childrenOf(gateway.pid);
+        process.kill(pids[random(pids.length)] ?? 0, "SIGKILL");
+        const left = ackedNow();
+        await gateway.logged(({ msg }) => msg.startsWith("A worker has ended"));
+        for (const client of [always, ...publishers]) if (client.isClosed()) await comeBack(client, port);
+        await eventually(() => ackedNow() - left >= enough, true, 60_000);
+      }
       await eventually(() => ackedNow() - before >= enough, true, 60_000);
       gateway.signal("SIGKILL");
       for (const client of [always, away, ...publishers]) client.destroy();

@@ -55,6 +55,7 @@ export default {
   results: [],
   concurrent: true,
   create(config, host) {
+    if (existsSync(join(host.folder, "die-" + host.worker.index))) process.exit(9);
     if (config.failIn === host.worker.index) throw new Error("not in worker " + host.worker.index);
     const open = () => config.gate === undefined || existsSync(join(host.folder, config.gate));
     let last = Promise.resolve();
@@ -95,7 +96,7 @@ export async function startWorkers(
     writeFile(
       config,
       [
-        `kind: Gateway\nname: gateway\n${gateway}\nlog: { level: debug }\nplugins: { dirs: [./plugins] }\ndrain: { timeout: 2, rate: 0 }`,
+        `kind: Gateway\nname: gateway\n${gateway}\nlog: { level: debug }\nplugins: { dirs: [./plugins] }\n${gateway.includes("drain:") ? "" : "drain: { timeout: 2, rate: 0 }"}`,
         text,
         "kind: AdminAPI\nname: admin-api\nport: 0",
       ].join("\n---\n"),

@@ -113,6 +113,39 @@ test("an owner that was cut off hears of the next one when it is back", async ()
   await eventually(() => old.state.lost, "takenOver");
 });
 
+test("an owner that was cut off delivers nothing more before the engine has said whose the session is", async () => {
+  const { cluster, a, b } = await two();
+  const moved = await connect(a.proxy, "moved", { credit: 100, filters: [["t", 1]] });
+  const stayed = await connect(a.proxy, "stayed", { credit: 100, filters: [["t", 1]] });
+  a.memory.cutOff();
+  const fresh = await connect(b.proxy, "moved", { credit: 100 });
+  for (let n = 0; n < 10; n++) await b.proxy.publish(message("t", 1, `away ${n}`));
+  // The order in which answers come back is any.
+  cluster.memory.faults.delayMs = 20;
+  a.memory.rejoin();
+  for (let n = 0; n < 10; n++) {
+    await b.proxy.publish(message("t", 1, `back ${n}`));
+    await b.proxy.publish(message("t", 0, `live ${n}`));
+  }
+  await eventually(() => moved.state.lost, "takenOver");
+  assert.deepEqual(moved.payloads(), []);
+  for (const each of [fresh, stayed]) {
+    await eventually(() => each.payloads().filter((payload) => !payload.startsWith("live")).length, 20);
+  }
+  assert.equal(stayed.state.lost, "");
+});
+
+test("a node whose engine answers without those who decide closes persistent clients after the grace, too", async () => {
+  const { a } = await two();
+  const lasting = await connect(a.proxy, "lasting", { filters: [["t", 1]] });
+  const clean = await connect(a.proxy, "clean", { clean: true });
+  a.memory.loseMajority();
+  assert.equal(a.store.health().live, true);
+  assert.equal(a.store.health().durable, false);
+  await eventually(() => lasting.state.lost, "storeLost");
+  assert.equal(clean.state.lost, "");
+});
+
 test("a node that can't reach the engine for longer than the grace closes the clients of persistent sessions", async () => {
   const { a, b } = await two();
   const lasting = await connect(a.proxy, "lasting", { filters: [["t", 1]] });
@@ -233,6 +266,32 @@ test("a subscription made while the engine was away works when it is back", asyn
   a.memory.rejoin();
   await b.proxy.publish(message("t", 1, "live"));
   await eventually(() => sub.payloads(), ["live"]);
+});
+
+test("retained messages that can't be read come to a clean session once they can", async () => {
+  const { a, b } = await two();
+  await b.proxy.publish(message("t", 1, "kept", { retain: true }));
+  a.memory.cutOff();
+  const sub = await connect(a.proxy, "s", { clean: true, filters: [["t", 1]] });
+  const delivered = sub.handle.deliverRetained("t", true);
+  await assert.rejects(async () => await a.proxy.publish(message("t", 1)), { code: "STORE_FAILED" });
+  a.memory.rejoin();
+  await delivered;
+  assert.deepEqual(sub.payloads(), ["kept"]);
+});
+
+test("a clean session joins a shared subscription while the engine is away, and gets its share when it is back", async () => {
+  const { a, b } = await two();
+  a.memory.cutOff();
+  const startedAt = performance.now();
+  const sub = await connect(a.proxy, "s", { clean: true, filters: [["$share/g/t", 1]] });
+  assert.ok(performance.now() - startedAt < 2000);
+  assert.equal(sub.state.lost, "");
+  a.memory.rejoin();
+  await eventually(async () => {
+    await b.proxy.publish(message("t", 1, "x"));
+    return sub.payloads().includes("x");
+  }, true);
 });
 
 test("retained messages are everybody's, $SYS each node's own", async () => {
@@ -357,6 +416,7 @@ test("matched: nobody is counted wrongly; who is not counted is named", async ()
   assert.deepEqual(await a.proxy.publish(message("t"), { countAll: true }), alone, "nobody has answered");
   cluster.memory.faults.loseControl = 0;
   assert.deepEqual(await a.proxy.publish(message("t"), { countAll: true }), alone, "who is silent is left alone");
+  assert.equal(await a.metric("sluice_cluster_uncounted_total"), 2);
   assert.deepEqual(await a.proxy.publishTo("stranger", message("t")), { matched: 0, connected: 0, durable: true });
 });
 

@@ -7,11 +7,11 @@ import { createTestHost } from "@sluice/testkit";
 import { createMemoryStore } from "../../kernel/memory-store.ts";
 import { systemClock } from "../../kernel/host.ts";
 import type { Message } from "../../kernel/plugin.ts";
-import { createRemoteStore } from "../../kernel/remote-store.ts";
+import { createRemoteStore, type RemoteProxyStore } from "../../kernel/remote-store.ts";
 import { createStoreServer, type ServedProxy } from "../../kernel/store-server.ts";
 import { window } from "../../kernel/store-wire.ts";
 import type { StoreLink } from "../../kernel/store-link.ts";
-import type { Store, StoreOptions } from "../../kernel/store.ts";
+import type { ProxyStore, Store, StoreOptions } from "../../kernel/store.ts";
 import { eventually } from "../helpers/eventually.ts";
 import { connect, storeContract } from "../helpers/store-contract.ts";
 
@@ -33,7 +33,8 @@ interface Served {
   stop(): Promise<void>;
 }
 
-async function serve(maxConnections = 0): Promise<Served> {
+/** @param before what a publish waits for, as one that is written to disk does */
+async function serve(maxConnections = 0, before?: () => Promise<void>): Promise<Served> {
   const { host, close } = createTestHost();
   const node = { id: "n", incarnation: "1" };
   const inner = createMemoryStore({ node, log: host.log, metrics: host.metrics, now: Date.now });
@@ -55,7 +56,7 @@ async function serve(maxConnections = 0): Promise<Served> {
           if (!proxies.has(name)) {
             proxies.set(name, {
               name,
-              store: opened,
+              store: before ? withDelay(opened, before) : opened,
               maxConnections,
               hasPresence: false,
               admit: () => true,
@@ -78,6 +79,14 @@ async function serve(maxConnections = 0): Promise<Served> {
       await inner.stop();
     },
   };
+}
+
+function withDelay(store: ProxyStore, before: () => Promise<void>): ProxyStore {
+  const publish: ProxyStore["publish"] = async (message, how) => {
+    await before();
+    return store.publish(message, how);
+  };
+  return Object.create(store, { publish: { value: publish } }) as ProxyStore;
 }
 
 async function start(): Promise<Store> {
@@ -149,6 +158,44 @@ test("a worker that is gone: its clients count as away, their sessions are kept,
   const back = await connect(there, "stays");
   await eventually(() => back.payloads(), ["in flight"]);
 });
+
+for (const fails of [false, true]) {
+  test(`a worker is gone while a QoS 2 message is made safe, which ${fails ? "fails" : "is done"}: the client's next one is told`, async (t) => {
+    const gate = Promise.withResolvers<void>();
+    const served = await serve(0, () => gate.promise);
+    t.after(() => served.stop());
+    const [a, b] = [await served.worker(), await served.worker()];
+    const [here, there] = [a.store.open("p", options), b.store.open("p", options)];
+    const told: [string, number, string][] = [];
+    (there as RemoteProxyStore).siblings.listen({
+      underWay: () => [],
+      join: () => false,
+      begunElsewhere(clientId, packetId) {
+        told.push([clientId, packetId, "begun"]);
+        return ({ kind }) => void told.push([clientId, packetId, kind]);
+      },
+      back: () => undefined,
+      ended: () => undefined,
+      speakFor: () => undefined,
+    });
+    const old = await connect(here, "c");
+    const lost = assert.rejects(
+      async () => await here.publish(publish("t"), { from: "c", inbound: { handle: old.handle, packetId: 5 } }),
+      { code: "STORE_CLOSED" },
+    );
+    // Behind it on the same stream.
+    await here.query();
+    a.near.destroy();
+    await lost;
+    await a.link.closed;
+    const fresh = await connect(there, "c");
+    assert.deepEqual([told, fresh.handle.inbound.has(5)], [[["c", 5, "begun"]], false]);
+    if (fails) gate.reject(new Error("the disk is full"));
+    else gate.resolve();
+    await eventually(() => told[1], ["c", 5, fails ? "fault" : "passed"]);
+    assert.equal(fresh.handle.inbound.has(5), !fails);
+  });
+}
 
 test("bytes that mean nothing end a worker's stream, and no other", async (t) => {
   const served = await serve();

@@ -189,8 +189,8 @@ test("retain, every QoS, a client alone and MQTT 5's properties reach the proxy 
     ["y", "3"],
   ]);
   assert.deepEqual(requests, [
-    { clientId: undefined, waitMs: undefined },
-    { clientId: "dev1", waitMs: undefined },
+    { clientId: undefined, waitMs: undefined, countAll: true },
+    { clientId: "dev1", waitMs: undefined, countAll: true },
   ]);
 });
 
@@ -223,6 +223,33 @@ test("a list has a result for each message, in its order, and one that is wrong 
   assert.deepEqual((await api.call("POST", path, [])).json, []);
   const many = Array.from({ length: 10_001 }, () => ({ topic: "a" }));
   assert.equal((await api.call("POST", path, many)).status, 400);
+});
+
+test("of a cluster it is told who is not counted; a long list has no other node asked", async (t) => {
+  const proxies = createMemoryProxies("mqttproxy");
+  const counted: unknown[] = [];
+  const overrides: Partial<Host> = {
+    ...proxies,
+    async publish(proxy, message, request) {
+      counted.push(request?.countAll);
+      const uncounted = request?.countAll ? (["absent"] as const) : (["absent", "otherNodes"] as const);
+      return { ...(await proxies.publish(proxy, message)), uncounted };
+    },
+  };
+  const api = await startAdminApi(t, { overrides });
+  const one = await api.call("POST", path, { topic: "a" });
+  assert.deepEqual(one.json, { matched: 0, connected: 0, uncounted: ["absent"] });
+  const list = (length: number): object[] => Array.from({ length }, () => ({ topic: "a" }));
+  for (const [length, isCounted] of [
+    [100, true],
+    [101, false],
+  ] as const) {
+    counted.length = 0;
+    const { json } = await api.call("POST", path, list(length));
+    const uncounted = isCounted ? ["absent"] : ["absent", "otherNodes"];
+    assert.deepEqual((json as unknown[]).at(-1), { matched: 0, connected: 0, uncounted });
+    assert.deepEqual(new Set(counted), new Set([isCounted]));
+  }
 });
 
 test("wait=acked asks for a time, and for a message that can be acknowledged", async (t) => {

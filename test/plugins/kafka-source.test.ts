@@ -114,6 +114,15 @@ async function connected({ gateway }: TestGateway): Promise<void> {
   await eventually(() => healthOf(gateway)?.ok, true, 30_000);
 }
 
+/** What `/readyz` says: its status, with `?strict` too, and what is wrong with the source. */
+async function readinessOf({ api }: TestGateway): Promise<{ status: number; strict: number; detail: string }> {
+  const answer = await fetch(`${api}/readyz`);
+  const { unhealthy } = (await answer.json()) as { unhealthy: { name: string; detail: string }[] };
+  const { status: strict } = await fetch(`${api}/readyz?strict`);
+  const { detail = "" } = unhealthy.find(({ name }) => name === "source") ?? {};
+  return { status: answer.status, strict, detail };
+}
+
 const offsetsOf = ({ group, topic }: Running) => kafka().records.committed(group, topic);
 
 test(
@@ -571,12 +580,19 @@ test(
     const had = (expected: number) => eventually(() => new Set(device.texts()).size, expected, 30_000);
     await broker.produce("outage", [{ key: "k", value: "1" }]);
     await had(1);
+    const isReady = { status: 200, strict: 200, detail: "" };
+    assert.deepEqual(await readinessOf(gateway), isReady);
     await own.kill();
     await failing();
+    // Devices are served whatever becomes of Kafka: it is for those who ask with `?strict`.
+    const { detail, ...statuses } = await readinessOf(gateway);
+    assert.deepEqual(statuses, { status: 200, strict: 503 });
+    assert.match(detail, /^failing: Kafka at 127\.0\.0\.1:\d+: .* \(for \d+ s\)$/);
     await own.restart();
     await broker.produce("outage", [{ key: "k", value: "2" }]);
     await had(2);
     await connected(gateway);
+    assert.deepEqual(await readinessOf(gateway), isReady);
     own.pause();
     await failing();
     own.resume();

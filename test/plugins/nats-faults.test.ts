@@ -16,7 +16,7 @@ describe("NATSCluster while its servers fail", { skip: !started }, () => {
   let b: EngineNode;
   before(async () => {
     [a, b] = await Promise.all([
-      startNode(nats.urls, "a", { shards: 1, timeouts: { ackMs: 1000, totalMs: 18_000, kickMs: 1000 } }),
+      startNode(nats.urls, "a", { shards: 1, timeouts: { ackMs: 1000, totalMs: 18_000, kickMs: 3000 } }),
       startNode(nats.urls, "b", { shards: 1 }),
     ]);
   });

@@ -28,8 +28,9 @@ export function connectFrame({ clientId, username, password, keepAlive = 0, clea
   });
 }
 
-export function subscribeFrame(topic: string, qos: 0 | 1): Buffer {
-  return mqttPacket.generate({ cmd: "subscribe", messageId: 1, subscriptions: [{ topic, qos }] });
+export function subscribeFrame(topics: string | readonly string[], qos: 0 | 1): Buffer {
+  const subscriptions = [topics].flat().map((topic) => ({ topic, qos }));
+  return mqttPacket.generate({ cmd: "subscribe", messageId: 1, subscriptions });
 }
 
 export function unsubscribeFrame(topic: string): Buffer {

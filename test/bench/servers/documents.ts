@@ -16,7 +16,10 @@ export function proxyDocuments({ setup, kafka, identity }: Need, port: number, m
   return [proxy + rules, publishPipeline(setup === "mapper", kafka!)];
 }
 
-/** KafkaMQTT as it is without further options, which with ours is `acks: all`. */
+/**
+ * KafkaMQTT as it is without further options, which with ours is `acks: all`. Easegress wants `mqtt` to be there, and takes
+ * the MQTT topic for Kafka's where that names no key: the load publishes to the topic of Kafka's name.
+ */
 function publishPipeline(isMapped: boolean, { brokers, topic }: NonNullable<Need["kafka"]>): string {
   const mapper = `
   - name: topic-mapper
@@ -42,5 +45,6 @@ filters:${isMapped ? mapper : ""}
     kind: KafkaMQTT
     backend: [${brokers.map((each) => JSON.stringify(each)).join(", ")}]
     topic: { default: ${isMapped ? "other" : topic} }
-${isMapped ? "    mqtt: { topicKey: kafka-topic, headerKey: kafka-headers }\n" : ""}`;
+    mqtt: ${isMapped ? "{ topicKey: kafka-topic, headerKey: kafka-headers }" : "{}"}
+`;
 }

@@ -1,9 +1,16 @@
-/** Easegress, where its binary `easegress-server` (2.x) is given: `--vs easegress=/path/to/easegress-server`. */
+/**
+ * Easegress, where its binary `easegress-server` (2.x) is given: `--vs easegress=/path/to/easegress-server`. Written for its
+ * documented options and config; what has run is a stand-in that takes both (test/fixtures/easegress-stand-in.ts).
+ */
 import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
 import { findFreePort } from "../../helpers/free-port.ts";
 import { proxyDocuments } from "./documents.ts";
 import { listening, type ServerKind, spawnServer } from "./server.ts";
+
+/** Its objects start one by one after its ports are open, and what comes before a pipeline is there is lost. */
+const settleMs = 2000;
 
 export function easegress(binary: string): ServerKind {
   return {
@@ -37,6 +44,7 @@ export function easegress(binary: string): ServerKind {
       const address = { host: "127.0.0.1", port, ca: setup === "tls" ? identity.cert : undefined };
       const server = await spawnServer(binary, args, address);
       await listening({ host: "127.0.0.1", port: api });
+      await sleep(settleMs);
       return {
         ...server,
         http: { host: "127.0.0.1", port: api, path: "/apis/v2/mqttproxy/mqttproxy/topics/publish" },

@@ -78,8 +78,12 @@ export async function spawnServer(
 }
 
 /** Resolves when the port takes a connection. @param check throws where it never will */
-export async function listening({ host, port }: Address, check: () => void = () => undefined): Promise<void> {
-  const until = performance.now() + startTimeoutMs;
+export async function listening(
+  { host, port }: Address,
+  check: () => void = () => undefined,
+  timeoutMs: number = startTimeoutMs,
+): Promise<void> {
+  const until = performance.now() + timeoutMs;
   for (;;) {
     check();
     const socket = connect({ host, port });
