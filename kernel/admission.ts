@@ -6,7 +6,7 @@ import { type AuthExchange, createAuthExchange } from "./authentication.ts";
 import type { InPacket } from "./codec.ts";
 import { SluiceError } from "./errors.ts";
 import { encodeConnack, encodeConnackV5 } from "./encoder.ts";
-import { type Connection, pause } from "./connection.ts";
+import { type CloseReason, type Connection, pause } from "./connection.ts";
 import type { ConnackCode } from "./frame.ts";
 import { createKeyedLimiter, createLimiter } from "./limiter.ts";
 import { type Outcome, reasonOf, textOf } from "./outcome.ts";
@@ -146,7 +146,7 @@ export function createAdmission(initial: RateLimit | undefined, deps: AdmissionD
         cleanStart: connect.clean,
         expirySec,
         info: { username: client.username, address: client.address },
-        onLost: (why) => connection.close(why),
+        onLost: closerOf(connection),
         protocolVersion: client.protocolVersion,
         will: connect.will && { will: connect.will, client: idOf(client) },
       });
@@ -273,6 +273,11 @@ export function createAdmission(initial: RateLimit | undefined, deps: AdmissionD
       received: () => connection.pause(pause.auth),
     });
   }
+}
+
+/** Lives as long as the session's handle; so that it keeps nothing else of the arrival alive, the password least of all. */
+function closerOf(connection: Connection): (why: CloseReason) => void {
+  return (why) => connection.close(why);
 }
 
 /** What of a client another node is told. */

@@ -239,6 +239,7 @@ export function createClusterProxyStore(
     census: createCensus(proxy, engine),
     sharedBy: (topic) => shared.matching(topic),
     sessionOf,
+    madeFor: (handle) => byHandle.get(handle),
     session: (clientId) => sessions.get(clientId),
     find: (clientId) => owners.find(clientId),
     onDropped: (reason) => options.onDropped(reason, 1),
@@ -276,18 +277,18 @@ export function createClusterProxyStore(
     });
   }
 
-  function handOut(message: ClusterMessage, position: LogPosition | undefined): void {
+  function handOut(message: ClusterMessage, position: LogPosition | undefined, before?: number): void {
     if (message.to !== undefined) {
       const session = sessions.get(message.to);
-      if (session) hand(session, directGrant(message), message, position);
+      if (session) hand(session, directGrant(message), message, position, before);
       return;
     }
     for (const { key, value } of index.match(message.topic)) {
       const isOwn = message.from !== undefined && key.session.clientId === message.from;
       const grant = isOwn ? value.own : value;
-      if (grant) hand(key, grant, message, position);
+      if (grant) hand(key, grant, message, position, before);
     }
-    shared.handOut(message, position);
+    shared.handOut(message, position, before);
   }
 
   function hand(
@@ -295,9 +296,10 @@ export function createClusterProxyStore(
     grant: Grant,
     message: ClusterMessage,
     position: LogPosition | undefined,
+    before: number | undefined,
   ): void {
     if (position && grant.qos > 0 && message.qos > 0) {
-      session.reader.offer(message, position);
+      session.reader.offer(message, position, before);
       return;
     }
     if (!session.handle) return;
@@ -818,6 +820,7 @@ export function createClusterProxyStore(
     reopen(next) {
       options = next;
     },
+    keepsOrder: true,
     publish: (message, o = {}) => publisher.publish(message, o),
     publishTo: (clientId, message, o = {}) => publisher.publishTo(clientId, message, o),
     acquire,

@@ -54,6 +54,8 @@ export interface ClusterPublisherDeps {
   /** Shared subscriptions, of those that this node owns, with a connected member. */
   sharedBy(topic: string): readonly string[];
   sessionOf(handle: SessionHandle): ClusterSession | undefined;
+  /** The same, also where it is no longer here. */
+  madeFor(handle: SessionHandle): ClusterSession | undefined;
   session(clientId: string): ClusterSession | undefined;
   find(clientId: string): Promise<Ownership | undefined>;
   onDropped(reason: string): void;
@@ -69,6 +71,8 @@ export function createClusterPublisher(deps: ClusterPublisherDeps): ClusterPubli
   const { proxy, engine, cluster, relay } = deps;
   /** What this node says of itself; the other nodes say it of themselves. */
   const own = new Map<string, ClusterMessage>();
+  /** By publisher and topic, the last of those on their way. As many as connections may have in work. */
+  const underWay = new Map<string, Promise<PublishOutcome>>();
 
   function clusterMessage(
     message: Message,
@@ -110,9 +114,30 @@ export function createClusterPublisher(deps: ClusterPublisherDeps): ClusterPubli
     if (message.topic.startsWith(sysPrefix)) return publishOwn(message, o);
     if (!fits(message, o)) return nobody;
     if (o.receipts) return publishWaiting(message, o, o.receipts);
-    const matched = deps.matching(message.topic, o.from).length + deps.sharedBy(message.topic).length;
-    const sent = send(clusterMessage(message, o, {}), o, matched, othersToo);
+    const made = clusterMessage(message, o, {});
+    const sent = inOrder(made, () => {
+      const matched = deps.matching(made.topic, o.from).length + deps.sharedBy(made.topic).length;
+      return send(made, o, matched, othersToo);
+    });
     return o.countAll ? counted(message.topic, sent) : sent;
+  }
+
+  /**
+   * What a client publishes to one topic goes out when what it published to that topic before is safe, so that its order
+   * holds whatever fails. What it publishes to other topics need not wait.
+   */
+  function inOrder({ from, topic }: ClusterMessage, go: () => Awaitable<PublishOutcome>): Awaitable<PublishOutcome> {
+    if (from === undefined) return go();
+    const key = `${from}\0${topic}`;
+    const before = underWay.size > 0 ? underWay.get(key) : undefined;
+    const sent = before ? before.then(go, go) : go();
+    if (!(sent instanceof Promise)) return sent;
+    underWay.set(key, sent);
+    const forget = (): void => {
+      if (underWay.get(key) === sent) underWay.delete(key);
+    };
+    sent.then(forget, forget);
+    return sent;
   }
 
   async function counted(topic: string, sending: Awaitable<PublishOutcome>): Promise<PublishOutcome> {
@@ -245,10 +270,11 @@ export function createClusterPublisher(deps: ClusterPublisherDeps): ClusterPubli
     outcome: PublishOutcome,
     isRetained: boolean,
   ): Promise<PublishOutcome> {
-    const session = inbound && deps.sessionOf(inbound.handle);
+    // Its connection may have ended meanwhile: the client sends it again on the next, wherever that is.
+    const origin = inbound && deps.madeFor(inbound.handle);
     const packetId = inbound?.packetId ?? 0;
-    const uses = session?.inbound.get(packetId)?.uses ?? 0;
-    const dedupeId = session?.claim && `${proxy} ${session.claim.ownership.session} ${packetId} ${uses}`;
+    const uses = origin?.inbound.get(packetId)?.uses ?? 0;
+    const dedupeId = origin?.claim && `${proxy} ${origin.claim.ownership.session} ${packetId} ${uses}`;
     try {
       const position = await cluster.log.append(message, { dedupeId });
       deps.meters.forwarded();
@@ -260,6 +286,7 @@ export function createClusterPublisher(deps: ClusterPublisherDeps): ClusterPubli
         { cause: error },
       );
     }
+    const session = inbound && deps.sessionOf(inbound.handle);
     if (session) await open(session, packetId);
     return outcome;
   }

@@ -23,16 +23,27 @@ export type { InPacket } from "./packet.ts";
 /** One connection's decoder: what was sent to it comes out as packets. */
 export type Decoder = Framing;
 
-/**
- * `maxPacketBytes` counts whole packets, fixed header included; a longer one is refused as soon as its length is known.
- * `onPacket` returns false to be called no more before `resume`.
- */
-export function createDecoder(options: { maxPacketBytes: number; onPacket: (packet: InPacket) => boolean }): Decoder {
-  const { maxPacketBytes, onPacket } = options;
-  return createFraming(maxPacketBytes, (bytes, at, end, version) => {
-    const packet = decode(bytes, at, end, version);
-    return "code" in packet ? packet : onPacket(packet);
-  });
+/** What packets are read for. */
+export interface PacketTaker {
+  /** Of a whole packet, fixed header included; a longer one is refused as soon as its length is known. */
+  readonly maxPacketBytes: number;
+  /** Returns false to be called no more before `resume`. */
+  onPacket(packet: InPacket): boolean;
+}
+
+export function createDecoder(taker: PacketTaker): Decoder {
+  return createFraming(taker.maxPacketBytes, take, taker);
+}
+
+function take(
+  taker: PacketTaker,
+  bytes: Buffer,
+  at: number,
+  end: number,
+  version: ProtocolVersion | 0,
+): Refusal | boolean {
+  const packet = decode(bytes, at, end, version);
+  return "code" in packet ? packet : taker.onPacket(packet);
 }
 
 /** One whole packet, whose fixed header has been judged. */

@@ -150,21 +150,20 @@ export class Connection {
     this.socket = socket;
     this.remote = remote;
     this.owner = owner;
-    const { limits } = owner;
-    this.decoder = createDecoder({
-      maxPacketBytes: limits.maxPacketBytes,
-      onPacket: (packet) => {
-        this.owner.onPacket(this, packet);
-        return this.paused === 0 && !this.closed;
-      },
-    });
-    this.timer = setTimeout(() => this.close("connectTimeout"), limits.connectTimeoutMs);
-    socket.on("data", (chunk: Buffer) => this.received(chunk));
-    socket.on("drain", () => this.drained());
-    const lost = (): void => this.close("connectionLost");
-    socket.on("error", lost);
-    socket.on("end", lost);
-    socket.on("close", lost);
+    this.decoder = createDecoder(this);
+    this.timer = setTimeout(() => this.close("connectTimeout"), owner.limits.connectTimeoutMs);
+    carry(socket, this);
+  }
+
+  /** For the decoder: those of now, for as long as the connection lasts. */
+  get maxPacketBytes(): number {
+    return this.owner.limits.maxPacketBytes;
+  }
+
+  /** From the decoder. */
+  onPacket(packet: InPacket): boolean {
+    this.owner.onPacket(this, packet);
+    return this.paused === 0 && !this.closed;
   }
 
   get address(): string {
@@ -337,7 +336,8 @@ export class Connection {
     }
   }
 
-  private received(chunk: Buffer): void {
+  /** From the socket, as are the two below. */
+  received(chunk: Buffer): void {
     this.lastReceivedAt = performance.now();
     const isFirst = !this.flushing;
     // What these bytes are answered with leaves behind them, without a tick of its own.
@@ -377,10 +377,14 @@ export class Connection {
     if (this.socket.writableLength > maxOutputBytes) this.pause(pause.output);
   }
 
-  private drained(): void {
+  drained(): void {
     this.blocked = false;
     this.resume(pause.output);
     if (!this.closed) this.owner.onDrain(this);
+  }
+
+  lost(): void {
+    this.close("connectionLost");
   }
 
   private checkKeepAlive(): void {
@@ -392,6 +396,30 @@ export class Connection {
     }
     this.timer = setTimeout(() => this.checkKeepAlive(), suspended ? this.keepAliveMs : this.keepAliveMs - idle);
   }
+}
+
+/** By this name a socket knows its connection, so that all sockets share their listeners. */
+const carried = Symbol("connection");
+
+interface Carrier extends Duplex {
+  [carried]: Connection;
+}
+
+function carry(socket: Duplex, connection: Connection): void {
+  (socket as Carrier)[carried] = connection;
+  socket.on("data", onData).on("drain", onDrain).on("error", onLost).on("end", onLost).on("close", onLost);
+}
+
+function onData(this: Carrier, chunk: Buffer): void {
+  this[carried].received(chunk);
+}
+
+function onDrain(this: Carrier): void {
+  this[carried].drained();
+}
+
+function onLost(this: Carrier): void {
+  this[carried].lost();
 }
 
 function flushLater(connection: Connection): void {

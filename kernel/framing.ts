@@ -17,13 +17,23 @@ export interface Framing {
   resume(): Refusal | undefined;
 }
 
-/** Takes one whole packet, `bytes` from `at` to `end`. Returns a refusal, or false to pause. `version`: 0 until CONNECT. */
-export type OnFrame = (bytes: Buffer, at: number, end: number, version: ProtocolVersion | 0) => Refusal | boolean;
+/**
+ * Takes one whole packet, `bytes` from `at` to `end`, for `by`. Returns a refusal, or false to pause. `version`: 0 until
+ * CONNECT.
+ */
+export type OnFrame<T> = (
+  by: T,
+  bytes: Buffer,
+  at: number,
+  end: number,
+  version: ProtocolVersion | 0,
+) => Refusal | boolean;
 
 /** A class because there are as many as connections. */
-class State implements Framing {
+class State<T> implements Framing {
   readonly maxPacketBytes: number;
-  readonly onFrame: OnFrame;
+  readonly onFrame: OnFrame<T>;
+  readonly by: T;
   version: ProtocolVersion | 0 = 0;
   refusal: Refusal | undefined;
   /** A DISCONNECT came. */
@@ -38,9 +48,10 @@ class State implements Framing {
   delivering = false;
   resumed = false;
 
-  constructor(maxPacketBytes: number, onFrame: OnFrame) {
+  constructor(maxPacketBytes: number, onFrame: OnFrame<T>, by: T) {
     this.maxPacketBytes = maxPacketBytes;
     this.onFrame = onFrame;
+    this.by = by;
   }
 
   push(chunk: Buffer): Refusal | undefined {
@@ -62,11 +73,12 @@ class State implements Framing {
   }
 }
 
-export function createFraming(maxPacketBytes: number, onFrame: OnFrame): Framing {
-  return new State(maxPacketBytes, onFrame);
+/** @param by what `onFrame` gets, so that it needs no closure for each connection */
+export function createFraming<T>(maxPacketBytes: number, onFrame: OnFrame<T>, by: T): Framing {
+  return new State(maxPacketBytes, onFrame, by);
 }
 
-function read(state: State, chunk: Buffer): Refusal | undefined {
+function read<T>(state: State<T>, chunk: Buffer): Refusal | undefined {
   let at = 0;
   while (at < chunk.length) {
     if (state.partial === undefined) {
@@ -92,7 +104,7 @@ function read(state: State, chunk: Buffer): Refusal | undefined {
 }
 
 /** Adds to the incomplete packet what it lacks, and delivers it once it is whole. Returns where the chunk goes on. */
-function complete(state: State, partial: Buffer, chunk: Buffer, from: number): number {
+function complete<T>(state: State<T>, partial: Buffer, chunk: Buffer, from: number): number {
   let at = from;
   let bytes = partial;
   for (;;) {
@@ -122,7 +134,7 @@ const leastRoom = 16;
 const longestHeader = 5;
 
 /** Copies bytes behind the incomplete packet. A claimed length alone takes no memory. */
-function append(state: State, chunk: Buffer, from: number, to: number, size: number): Buffer {
+function append<T>(state: State<T>, chunk: Buffer, from: number, to: number, size: number): Buffer {
   const needed = state.filled + to - from;
   let { partial } = state;
   if (partial === undefined || partial.length < needed) {
@@ -142,7 +154,7 @@ function roomFor(needed: number, doubled: number, size: number): number {
 }
 
 /** The whole packet's size by its fixed header; 0 = the header isn't whole yet, -1 = refused. */
-function packetSize(state: State, bytes: Buffer, at: number, end: number): number {
+function packetSize<T>(state: State<T>, bytes: Buffer, at: number, end: number): number {
   const first = bytes.readUInt8(at);
   const problem = firstByteProblem(first, state.version);
   if (problem !== undefined) return refuse(state, problem);
@@ -163,17 +175,17 @@ function packetSize(state: State, bytes: Buffer, at: number, end: number): numbe
   return refuse(state, malformed("a remaining length of more than four bytes (MQTT 2.2.3)"));
 }
 
-function refuse(state: State, refusal: Refusal): -1 {
+function refuse<T>(state: State<T>, refusal: Refusal): -1 {
   state.refusal = refusal;
   state.partial = undefined;
   return -1;
 }
 
-function deliver(state: State, bytes: Buffer, at: number, end: number): void {
+function deliver<T>(state: State<T>, bytes: Buffer, at: number, end: number): void {
   const type = bytes.readUInt8(at) >> 4;
   state.resumed = false;
   state.delivering = true;
-  const answer = state.onFrame(bytes, at, end, state.version);
+  const answer = state.onFrame(state.by, bytes, at, end, state.version);
   state.delivering = false;
   if (typeof answer === "object") {
     refuse(state, answer);

@@ -51,7 +51,7 @@ export class LogReader {
   private isReading = false;
   private isClosed = false;
   /** What the tail has brought while it reads. */
-  private aside: { message: ClusterMessage; position: LogPosition }[] | undefined;
+  private aside: { message: ClusterMessage; position: LogPosition; before: number | undefined }[] | undefined;
   /** The last place of each shard that the tail has brought and it has let go of. */
   private readonly passed = new Map<number, number>();
   /** What it joined the tail with. */
@@ -112,12 +112,12 @@ export class LogReader {
     void this.read();
   }
 
-  /** What the tail hands out that the session wants. */
-  offer(message: ClusterMessage, position: LogPosition): void {
+  /** What the tail hands out that the session wants. @param before as {@link LogTailDeps.handOut} has it */
+  offer(message: ClusterMessage, position: LogPosition, before?: number): void {
     if (this.isClosed) return;
     if (!this.isFollowing) {
       if (this.aside && this.aside.length < maxAside) {
-        this.aside.push({ message, position });
+        this.aside.push({ message, position, before });
         return;
       }
       this.letGo();
@@ -262,9 +262,21 @@ export class LogReader {
     }
   }
 
+  /** Nothing is missing in front of what the tail has brought while it read. */
+  private isWhole(): boolean {
+    const brought = new Set<number>();
+    for (const { position, before = 0 } of this.aside ?? []) {
+      const earlier = { shard: position.shard, seq: before };
+      if (before > 0 && !this.isDone(position) && !this.isDone(earlier) && !brought.has(placeOf(earlier))) return false;
+      brought.add(placeOf(position));
+    }
+    return true;
+  }
+
   /** False: the node's tail has gone past it, or has brought what it must read now. */
   private follow(): boolean {
     for (const [shard, seq] of this.passed) if ((this.taken.get(shard) ?? Infinity) < seq) return false;
+    if (!this.isWhole()) return false;
     this.passed.clear();
     const selectors = this.owner.selectors();
     if (!this.owner.tail.join(selectors, this.taken, false)) return false;

@@ -38,7 +38,11 @@ export interface LogTailDeps {
   readonly log: ClusterLog;
   readonly logger: Logger;
   readonly auditMs: number;
-  handOut(message: ClusterMessage, position: LogPosition): void;
+  /**
+   * @param before the `seq` of the message before it of the same topic, of which nobody has looked whether it has come too;
+   *   undefined = it has been handed out, or there is none
+   */
+  handOut(message: ClusterMessage, position: LogPosition, before: number | undefined): void;
   /** Messages were found in the log that no hint had brought. */
   missed(count: number): void;
   gap(): void;
@@ -130,7 +134,8 @@ export function createLogTail(deps: LogTailDeps): LogTail {
     if (!shard) {
       if (!recent.add(position)) return;
       note(position);
-      deps.handOut(hint.message, position);
+      // Where it is not known, the one before may be any.
+      deps.handOut(hint.message, position, previous ?? position.seq - 1);
       return;
     }
     if (isKnown(shard, position.seq)) return;
@@ -155,7 +160,7 @@ export function createLogTail(deps: LogTailDeps): LogTail {
   function handOut(shard: Shard, what: ClusterMessage, position: LogPosition): void {
     shard.seen.add(position.seq);
     note(position);
-    deps.handOut(what, position);
+    deps.handOut(what, position, undefined);
   }
 
   function note({ shard, seq }: LogPosition): void {

@@ -12,7 +12,7 @@ export interface Owned {
 export interface OwnershipCheck {
   /** From now on all that is held may become another's. */
   begin(): void;
-  /** Asks whose they are, where the engine can be asked. */
+  /** Asks whose they are, where the engine can be asked: again and again, while it can. */
   retry(): void;
 }
 
@@ -30,6 +30,8 @@ export interface OwnershipCheckDeps<T extends Owned> {
 
 /** Questions under way at once. */
 const atOnce = 64;
+/** Until those are asked about again of whom nothing was heard. */
+const againMs = 100;
 
 export function createOwnershipCheck<T extends Owned>(deps: OwnershipCheckDeps<T>): OwnershipCheck {
   let hasBegun = false;
@@ -37,6 +39,7 @@ export function createOwnershipCheck<T extends Owned>(deps: OwnershipCheckDeps<T
   let times = 0;
   let doubted: T[] = [];
   let asking = 0;
+  let timer: NodeJS.Timeout | undefined;
 
   function ask(): void {
     while (asking < atOnce && doubted.length > 0 && deps.isReached()) {
@@ -63,9 +66,12 @@ export function createOwnershipCheck<T extends Owned>(deps: OwnershipCheckDeps<T
       asking--;
     }
     ask();
+    if (asking === 0 && hasBegun) timer ??= setTimeout(retry, againMs).unref();
   }
 
   function retry(): void {
+    clearTimeout(timer);
+    timer = undefined;
     if (!hasBegun || asking > 0 || !deps.isReached()) return;
     doubted = [...deps.held()].filter(({ isInDoubt }) => isInDoubt);
     hasBegun = doubted.length > 0;

@@ -6,6 +6,7 @@ import { SluiceError } from "./errors.ts";
 import type { Expiries } from "./expiries.ts";
 import { createFanOut } from "./fan-out.ts";
 import { grantOf } from "./grant.ts";
+import { HeldOwner, type HeldOwnerDeps } from "./held-owner.ts";
 import { createInboundIds } from "./inbound-ids.ts";
 import type { Ledger, ProxyState } from "./ledger.ts";
 import type { SubscriptionOptions } from "./plugin.ts";
@@ -187,70 +188,24 @@ export function createProxyStore(proxy: string, initial: StoreOptions, deps: Pro
     return safe ? safe.then(() => answer) : answer;
   }
 
+  const heldOwnerDeps: HeldOwnerDeps = {
+    ledger,
+    deliveries,
+    inbound,
+    now,
+    persists,
+    isCurrent: (held) => sessions.get(held.session.clientId) === held,
+    afterCommit,
+    subscribe,
+    detach,
+    deliverRetained,
+    forget,
+    away,
+  };
+
   function handleOf(held: Held, present: boolean, onLost: Acquisition["onLost"]): MemoryHandle {
-    const { session } = held;
-    let retaining: Promise<void> | undefined;
-    const handle: MemoryHandle = createHandle(session, {
-      present,
-      subscribe(topicFilter, wanted) {
-        const granted = subscribe(held, topicFilter, wanted);
-        if (persists(session)) ledger?.subscription(session, topicFilter, wanted);
-        return afterCommit(session, granted);
-      },
-      unsubscribe(topicFilter) {
-        if (!session.subscriptions.delete(topicFilter)) return false;
-        detach(held, topicFilter);
-        if (persists(session)) ledger?.forgetSubscription(session, topicFilter);
-        return afterCommit(session, true);
-      },
-      deliverRetained(topicFilter, isNew) {
-        const go = (): Awaitable<void> => deliverRetained(held, handle, topicFilter, isNew);
-        // One after the other, so that what a busy client is to get is found only when its turn comes.
-        const done = retaining ? retaining.then(go) : go();
-        if (!done) return;
-        const last = done.finally(() => {
-          if (retaining === last) retaining = undefined;
-        });
-        retaining = last;
-        return last;
-      },
-      inbound: {
-        has: (packetId) => inbound.has(session, packetId),
-        add(packetId) {
-          if (!sessionOf(handle)) return;
-          inbound.add(session, packetId);
-          const safe = afterCommit(session, undefined);
-          return safe ? safe.then(() => inbound.settle(session, packetId)) : inbound.settle(session, packetId);
-        },
-        delete(packetId) {
-          inbound.delete(session, packetId);
-          return afterCommit(session, undefined);
-        },
-        ids: () => inbound.ids(session),
-      },
-      now,
-      stirred() {
-        held.settledAt = now();
-      },
-      delivered: (entry) => deliveries.delivered(session, entry),
-      record(changed) {
-        for (const entry of changed) if (entry.recorded) ledger?.delivery(session, entry);
-        return changed.some(({ recorded }) => recorded) ? ledger?.commit() : undefined;
-      },
-      closed(expirySec) {
-        held.handle = undefined;
-        session.release();
-        if (expirySec !== undefined) session.expirySec = expirySec;
-        if (session.expirySec === 0) forget(held);
-        else away(held);
-      },
-      lost(why) {
-        held.handle = undefined;
-        session.release();
-        onLost(why);
-      },
-    });
-    byHandle.set(handle, session);
+    const handle = createHandle(held.session, new HeldOwner(held, present, onLost, heldOwnerDeps));
+    byHandle.set(handle, held.session);
     return handle;
   }
 

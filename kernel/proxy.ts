@@ -7,7 +7,9 @@ import type { Admitted, PeerDeps } from "./admitted.ts";
 import { Connection, type ConnectionOwner, pause } from "./connection.ts";
 import { drain } from "./drain.ts";
 import { SluiceError } from "./errors.ts";
+import { filteredMessage } from "./filtered-message.ts";
 import { createInboundWork } from "./inbound-work.ts";
+import { createOutlivingRuns } from "./outliving-runs.ts";
 import type { ListenerOwner } from "./listener.ts";
 import { createListeners } from "./listeners.ts";
 import { nameOf, type Outcome } from "./outcome.ts";
@@ -32,9 +34,8 @@ import { createProxyMetrics, type ProxyTotals } from "./proxy-metrics.ts";
 import { refuse } from "./refusals.ts";
 import type { Siblings } from "./siblings.ts";
 import type { DrainSpec, ProxySpec } from "./spec.ts";
-import type { Store, StoreCounts, WillOfClient } from "./store.ts";
+import { noCounts, type Store, type WillOfClient } from "./store.ts";
 import { createSysTopics } from "./sys-topics.ts";
-import { topicNameProblem } from "./topics.ts";
 import { createTurns } from "./turns.ts";
 import { createWills } from "./will.ts";
 
@@ -92,16 +93,6 @@ const bareTimeoutMs = 30_000;
 
 const passed: Outcome = { kind: "passed" };
 
-/** What all workers share is counted where it is. */
-const countedElsewhere: StoreCounts = {
-  sessions: 0,
-  subscriptions: 0,
-  queued: 0,
-  queuedBytes: 0,
-  retained: 0,
-  retainedBytes: 0,
-};
-
 /** @param initial what `prepare` is called with first */
 export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
   let spec = initial;
@@ -117,7 +108,8 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
   const meters = createProxyMetrics(spec.name, deps.metrics.scoped(ended.signal), () => ({
     connections: byClientId.size,
     pending: arrivals.arriving.size + connections.size - byClientId.size,
-    ...(siblings ? countedElsewhere : store.counts),
+    // What all workers share is counted where it is.
+    ...(siblings ? noCounts : store.counts),
   }));
   const store = deps.store.open(spec.name, {
     get queue() {
@@ -141,9 +133,7 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
   let pipelineOf = (name: string): Pipeline | undefined => deps.pipeline(name);
   let isStarted = false;
   let stopping = false;
-  /** Runs that outlive their connection: wills, Disconnect pipelines and presence. */
-  let lastWords = 0;
-  let quiet: (() => void) | undefined;
+  const outliving = createOutlivingRuns(run);
   const wills = createWills(deps.clock, siblings && ((clientId, waits) => siblings.willWaits(clientId, waits)));
   const startedAt = now();
   let maxConnected = 0;
@@ -229,27 +219,14 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
     },
   };
 
-  /** What a stop waits for. */
-  function outlive(speak: (said: () => void) => void): void {
-    lastWords++;
-    speak(() => {
-      if (--lastWords === 0) quiet?.();
-    });
-  }
-
   const teller = createPresenceTeller({
     get spec() {
       return spec.presence;
     },
     now,
     send: (job) =>
-      outlive((said) => {
-        const settle = (outcome: Outcome): void => {
-          if (outcome.kind !== "passed") meters.dropped("presence");
-          said();
-        };
-        const outcome = run(job, settle);
-        if (outcome) settle(outcome);
+      outliving.run(job, ({ kind }) => {
+        if (kind !== "passed") meters.dropped("presence");
       }),
   });
 
@@ -264,7 +241,7 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
     poison,
     now,
     run,
-    outlive,
+    outlive: (speak) => outliving.outlive(speak),
     buried(clientId, letter, failed) {
       if (failed) meters.deadLetterFailed();
       seldom.buried(clientId, letter, failed);
@@ -333,22 +310,14 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
       packetId: undefined,
     };
     const toAll = async (): Promise<void> => {
-      const { topic, payload, qos, retain, properties } = packet;
-      const invalid = topicNameProblem(topic);
-      if (invalid) throw new SluiceError("TOPIC_INVALID", `a filter left a topic that is not valid: ${invalid}`);
-      await store.publish({ topic, payload, qos, retain, properties }, { from: client.id });
+      await store.publish(filteredMessage(packet, will.topic, will.properties), { from: client.id });
     };
     const final = spec.brokerMode ? toAll : undefined;
     const job: Job = { type: "Publish", origin: "will", packet, client, lane: createLane(), final };
     meters.messageIn();
-    outlive((over) => {
-      const settle = (outcome: Outcome): void => {
-        if (outcome.kind !== "passed") meters.dropped(nameOf(outcome));
-        over();
-        said();
-      };
-      const outcome = run(job, settle);
-      if (outcome) settle(outcome);
+    outliving.run(job, (outcome) => {
+      if (outcome.kind !== "passed") meters.dropped(nameOf(outcome));
+      said();
     });
   }
 
@@ -448,7 +417,7 @@ export function createProxy(initial: ProxySpec, deps: ProxyDeps): Proxy {
       sysTopics.close();
       if (isLeaving && store.passesWillsOn) wills.leave();
       else wills.close();
-      if (lastWords > 0) await new Promise<void>((resolve) => (quiet = resolve));
+      await outliving.over();
       ended.abort();
     },
   };

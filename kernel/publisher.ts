@@ -3,19 +3,18 @@ import { isUtf8 } from "node:buffer";
 import type { Admitted, PeerDeps } from "./admitted.ts";
 import { encodeAck, shortAck } from "./encoder.ts";
 import type { Work } from "./connection.ts";
-import { SluiceError } from "./errors.ts";
+import { filteredMessage } from "./filtered-message.ts";
 import { createLimiter, type Limiter } from "./limiter.ts";
-import { isFinal, nameOf, type Outcome, textOf } from "./outcome.ts";
+import { nameOf, type Outcome } from "./outcome.ts";
 import type { AckIn, PublishIn } from "./packet.ts";
 import { createLane, type Job, type Lane } from "./pipeline.ts";
 import type { PublishOutcome, PublishPacket } from "./plugin.ts";
 import { type DeadLetter, deadLetterKey } from "./poison.ts";
-import { propertiesProblem } from "./properties.ts";
-import { codes, firstError, reasonCodeFor, reasonCodes } from "./reasons.ts";
+import { ackCodeOf, encodePublishAck } from "./publish-ack.ts";
+import { codes, firstError } from "./reasons.ts";
 import { retainAvailable } from "./spec.ts";
 import { createTopicAliasesIn, type TopicAliasesIn } from "./topic-aliases.ts";
 import { sysPrefix } from "./sys-topics.ts";
-import { topicNameProblem } from "./topics.ts";
 
 /** A PUBLISH on its way: one object for the connection, the pipeline and what comes behind. */
 interface Under extends Work, Job {
@@ -225,19 +224,14 @@ export class Publisher {
     propertiesBefore: PublishPacket["properties"],
     under: Under | undefined,
   ): void | Promise<unknown> {
-    const { topic, payload, qos, retain, properties } = packet;
     // What the proxy says of itself nobody says in its place.
-    if (this.deps.spec.sysInterval > 0 && topic.startsWith(sysPrefix)) {
+    if (this.deps.spec.sysInterval > 0 && packet.topic.startsWith(sysPrefix)) {
       this.deps.meters.dropped("sys_topic");
       return;
     }
-    const invalid = topic === topicBefore ? undefined : topicNameProblem(topic);
-    if (invalid) throw new SluiceError("TOPIC_INVALID", `a filter left a topic that is not valid: ${invalid}`);
-    const unfit = properties && properties !== propertiesBefore ? propertiesProblem(properties) : undefined;
-    if (unfit) throw new SluiceError("PROPERTIES_INVALID", `a filter left properties that can't be sent: ${unfit}`);
+    const message = filteredMessage(packet, topicBefore, propertiesBefore);
     const { client, handle } = this.admitted;
     const inbound = under?.qos === 2 ? { handle, packetId: under.packetId } : undefined;
-    const message = { topic, payload, qos, retain, properties };
     const stored = this.deps.store.publish(message, { from: client.id, inbound });
     if (stored instanceof Promise) return this.noteLater(stored, under);
     if (under) noteMatched(stored, under);
@@ -336,23 +330,8 @@ export class Publisher {
     under.done?.(outcome);
   }
 
-  /** The ack's reason code, 0 before MQTT 5; undefined = no ack. */
   private codeOf(outcome: Outcome, { matched }: Under): number | undefined {
-    if (!isFinal(outcome)) {
-      const isTold = this.isV5 && outcome.kind !== "disconnected" && this.deps.spec.v5FaultAck === "reasonCode";
-      return isTold ? reasonCodes.implementationSpecificError : undefined;
-    }
-    if (!this.isV5) return 0;
-    switch (outcome.kind) {
-      case "passed":
-        return matched === 0 ? codes.noMatchingSubscribers : 0;
-      case "rejected":
-        return reasonCodeFor("puback", outcome.reason);
-      case "unhandled":
-        return reasonCodes.implementationSpecificError;
-      default:
-        return 0;
-    }
+    return ackCodeOf(outcome, matched, this.isV5, this.deps.spec.v5FaultAck);
   }
 
   private acknowledge(under: Under, code: number, outcome: Outcome): void {
@@ -362,16 +341,11 @@ export class Publisher {
     this.pending?.delete(packetId);
     if (qos === 1 || code >= firstError) this.open?.delete(packetId);
     this.deps.meters.sent(cmd);
-    if (code === 0) {
-      connection.finish(under, shortAck(cmd, packetId));
-      return;
-    }
-    const text = outcome.kind === "unhandled" ? outcome.result : textOf(outcome);
-    // [MQTT-3.1.2-29]
-    const isWanted = code >= firstError && connect.properties?.requestProblemInformation === true;
-    let ack = encodeAck(cmd, packetId, code, isWanted ? text : undefined);
-    if (ack.length > connection.maximumPacketSize) ack = encodeAck(cmd, packetId, code);
-    connection.finish(under, ack);
+    const wantsReasons = connect.properties?.requestProblemInformation === true;
+    connection.finish(
+      under,
+      encodePublishAck(cmd, packetId, code, outcome, wantsReasons, connection.maximumPacketSize),
+    );
   }
 
   /** No ack: the client has to send again, which it does on a new connection [MQTT-4.4.0-1]. */

@@ -7,7 +7,15 @@ import type { Outcome } from "./outcome.ts";
 import type { Message, PublishOutcome, SessionInfo } from "./plugin.ts";
 import { createRemoteHandle, type RemoteHandle } from "./remote-handle.ts";
 import type { ProxyPart, Siblings } from "./siblings.ts";
-import type { ProxyStore, PublishOptions, Receipt, Store, StoreCounts, StoredMessage } from "./store.ts";
+import {
+  noCounts,
+  type ProxyStore,
+  type PublishOptions,
+  type Receipt,
+  type Store,
+  type StoreCounts,
+  type StoredMessage,
+} from "./store.ts";
 import {
   ask,
   lostReasons,
@@ -46,15 +54,6 @@ interface Awaited {
   waiting: number;
   isAnswered: boolean;
 }
-
-const noCounts: StoreCounts = {
-  sessions: 0,
-  subscriptions: 0,
-  queued: 0,
-  queuedBytes: 0,
-  retained: 0,
-  retainedBytes: 0,
-};
 
 /** @param o.stream to a `StoreServer`'s */
 export function createRemoteStore(o: { node: Store["node"]; caps: Store["caps"]; stream: Duplex }): RemoteStore {

@@ -108,7 +108,30 @@ class LocalHandle implements MemoryHandle {
     if (!this.open || !this.session.inflight.has(entry)) return;
     entry.released = true;
     this.owner.stirred();
-    return this.owner.record([entry]);
+    return this.secureRelease(entry);
+  }
+
+  /** Resolves once it may be sent that it is released; undefined = now. */
+  private secureRelease(entry: Entry): Promise<void> | undefined {
+    const written = this.owner.record([entry]);
+    if (!written) return undefined;
+    const { session } = this;
+    session.unsafeReleases ??= new WeakSet();
+    session.unsafeReleases.add(entry);
+    return written.then(() => void session.unsafeReleases?.delete(entry));
+  }
+
+  /** It was released on the last connection, and that is not safe yet. */
+  private async releaseAgain(entry: Entry): Promise<void> {
+    if (this.securing) return;
+    this.securing = true;
+    try {
+      await this.secureRelease(entry);
+    } catch {
+      // As where an id could not be made safe: once more.
+    }
+    this.securing = false;
+    this.pump();
   }
 
   offer(entry: Entry): void {
@@ -144,6 +167,10 @@ class LocalHandle implements MemoryHandle {
       if (!this.deliver) return;
       const [again] = this.resend;
       if (again) {
+        if (again.released && session.unsafeReleases?.has(again)) {
+          void this.releaseAgain(again);
+          return;
+        }
         if (!this.deliver(again, true)) return;
         this.resend.shift();
         continue;

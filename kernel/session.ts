@@ -74,6 +74,8 @@ export class Session {
   /** Those of them that are not durable yet: they don't count. */
   unsafeInbound: Set<number> | undefined;
   private readonly owner: SessionOwner;
+  /** QoS 2 deliveries whose release is not durable yet: no PUBREL leaves for them, on whatever connection. */
+  unsafeReleases: WeakSet<Entry> | undefined;
   /** Of entries queued and in flight. */
   private packetIds: Set<number> | undefined;
   private lastPacketId = 0;

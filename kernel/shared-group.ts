@@ -35,7 +35,7 @@ export interface SharedGroup {
   /** Its session has ended. False: it is connected, as far as is known here. */
   ended(clientId: string): boolean;
   /** From the tail; without a position it is of QoS 0. */
-  offer(message: ClusterMessage, position: LogPosition | undefined): void;
+  offer(message: ClusterMessage, position: LogPosition | undefined, before: number | undefined): void;
   done(position: LogPosition): void;
   returned(position: LogPosition): void;
   nodeDown(node: string): void;
@@ -234,9 +234,9 @@ export function createSharedGroup(
       if (lasting.delete(clientId)) claim.writer.put("mem", Buffer.from(JSON.stringify([...lasting])));
       return true;
     },
-    offer(message, position) {
+    offer(message, position, before) {
       if (position) {
-        reader.offer(message, position);
+        reader.offer(message, position, before);
         return;
       }
       if (group.isInDoubt) return;

@@ -32,7 +32,7 @@ import { createTopicIndex, parseShared } from "./topics.ts";
 export interface SharedMembers extends SharedMemberships {
   /** Owned here, with connected members, that a message matches: their topic filters. */
   matching(topic: string): string[];
-  handOut(message: ClusterMessage, position: LogPosition | undefined): void;
+  handOut(message: ClusterMessage, position: LogPosition | undefined, before: number | undefined): void;
   /** The client's session has ended, whichever node it was on: it is a member of these no more. @throws SluiceError STORE_FAILED */
   forget(clientId: string, topicFilters: readonly string[]): Promise<void>;
   answer(body: Buffer, from: string): Buffer | undefined;
@@ -372,11 +372,11 @@ export function createSharedMembers(deps: SharedMembersDeps): SharedMembers {
     },
     matching: (topic) =>
       index.match(topic).flatMap(({ key: { hasConnected, topicFilter } }) => (hasConnected ? [topicFilter] : [])),
-    handOut(message, position) {
+    handOut(message, position, before) {
       if (message.to !== undefined) return;
       for (const { key } of index.match(message.topic)) {
-        if (position && message.qos > 0) key.offer(message, position);
-        else key.offer(message, undefined);
+        if (position && message.qos > 0) key.offer(message, position, before);
+        else key.offer(message, undefined, undefined);
       }
     },
     answer(body, from) {

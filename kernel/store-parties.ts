@@ -59,10 +59,10 @@ export interface Shared {
   /** Who is connected. */
   readonly holders: Map<string, Holder>;
   readonly whereabouts: Whereabouts<Link>;
-  /** Connections that have lost their session to another node just now, by client. */
-  readonly movedOn: Map<string, Holder>;
   /** The last message of each client that has to wait, whichever worker brought it. */
   readonly publishing: Map<string, Promise<PublishOutcome>>;
+  /** Connections that have lost their session to another node just now, by client. */
+  readonly movedOn: Map<string, Holder>;
   readonly lastWords: LastWordsDesk<Link>;
   lastOrdinal: number;
   /** The most that were connected at a time. */

@@ -130,8 +130,8 @@ export interface ProxyStore {
   remove(clientId: string): Awaitable<boolean>;
   readonly counts: StoreCounts;
   /**
-   * What one client publishes takes effect in the order of the calls, whichever of them is answered first. Without it the
-   * next is published when the one before it is answered.
+   * What one client publishes to one topic takes effect in the order of the calls, whichever of them is answered first
+   * [MQTT-4.6.0-6]. Without it the next is published when the one before it is answered.
    */
   readonly keepsOrder?: boolean | undefined;
   /** The wills that wait are published by others when this process has left. */
@@ -168,6 +168,15 @@ export interface StoreCounts {
   readonly retained: number;
   readonly retainedBytes: number;
 }
+
+export const noCounts: StoreCounts = {
+  sessions: 0,
+  subscriptions: 0,
+  queued: 0,
+  queuedBytes: 0,
+  retained: 0,
+  retainedBytes: 0,
+};
 
 /** One connection's hold on a session. After `onLost` or `close` every call does nothing. */
 export interface SessionHandle {

@@ -10,14 +10,20 @@ export interface Passage {
 }
 
 export interface PublishGate {
-  /** For one message; throws 503 where as many as `max` are under way. */
-  enter(): Passage;
+  /** For one message; undefined where as many as `max` are under way. */
+  enter(): Passage | undefined;
+  /** What is thrown then: 503. One for all, for it need not say where it was thrown. */
+  readonly refusal: Error;
 }
 
 export function createPublishGate(max: number, metrics: Metrics): PublishGate {
   const refused = metrics.counter(
     "sluice_http_publishes_refused_total",
     "Publish requests refused because as many messages as maxPublishes were under way.",
+  );
+  const refusal = problem(
+    503,
+    `${max} messages are under way, as many as the maxPublishes of this AdminAPI: try again later`,
   );
   let underWay = 0;
   metrics.gauge(
@@ -28,13 +34,11 @@ export function createPublishGate(max: number, metrics: Metrics): PublishGate {
   );
 
   return {
+    refusal,
     enter() {
       if (underWay >= max) {
         refused.inc();
-        throw problem(
-          503,
-          `${underWay} messages are under way, as many as the maxPublishes of this AdminAPI: try again later`,
-        );
+        return undefined;
       }
       let own = 1;
       underWay++;

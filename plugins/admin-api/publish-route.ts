@@ -7,6 +7,7 @@ import { describeProblem, problem } from "./problem.ts";
 import { createPace } from "./pace.ts";
 import { createPublishGate, type Passage } from "./publish-gate.ts";
 import { type PublishItem, readPublishItem } from "./publish-request.ts";
+import { createRefusals } from "./refusals.ts";
 import type { Route } from "./route.ts";
 
 /** Messages of one request. */
@@ -26,6 +27,7 @@ export interface PublishLimits {
 export function publishRoutes(host: Host, { maxBodyBytes, maxPublishes }: PublishLimits): Route[] {
   const gate = createPublishGate(maxPublishes, host.metrics);
   const pace = createPace();
+  const refusals = createRefusals(host);
 
   async function publish(
     proxy: string,
@@ -79,6 +81,10 @@ export function publishRoutes(host: Host, { maxBodyBytes, maxPublishes }: Publis
         const waitMs = wantedWait(ctx);
         // Before the body is read: what is read of it takes memory too.
         const passage = gate.enter();
+        if (!passage) {
+          await refusals.turn();
+          throw gate.refusal;
+        }
         try {
           await pace();
           await answer(ctx, name, waitMs, passage);

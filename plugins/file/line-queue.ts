@@ -34,36 +34,39 @@ interface Batch {
   readonly keepers: (Client | undefined)[];
   bytes: number;
   readonly done: PromiseWithResolvers<void>;
-  /** Of the keepers whose lines were not written with the others: why. */
-  withheld?: ReadonlyMap<Client, Error>;
+  /** By id of the client: why its lines were not written with the others. */
+  withheld?: ReadonlyMap<string, Error>;
 }
 
 /** @param batchLimit bytes of a batch, unless one line alone has more */
 export function createLineQueue(batchLimit: number, clock: Clock): LineQueue {
   const batches: Batch[] = [];
   let lastNumber = 0;
-  /** Who has to send again, and up to which batch what else of theirs may wait; the lowest first. */
-  const refused = new Map<Client, { readonly problem: Error; readonly upTo: number }>();
+  /**
+   * Who has to send again, and up to which batch what else of theirs may wait; the lowest first. By id: in a thread of its
+   * own (`isolate: worker`) the filter sees another object for the same client in each packet.
+   */
+  const refused = new Map<string, { readonly problem: Error; readonly upTo: number }>();
 
   function refuse(keeper: Client, problem: Error): void {
     beginHold(keeper, clock);
-    refused.delete(keeper);
-    refused.set(keeper, { problem, upTo: lastNumber });
+    refused.delete(keeper.id);
+    refused.set(keeper.id, { problem, upTo: lastNumber });
   }
 
   /** The lines of the batch that may be written. */
   function sift(batch: Batch): readonly string[] {
-    for (const [keeper, { upTo }] of refused) {
+    for (const [id, { upTo }] of refused) {
       if (upTo >= batch.number) break;
-      refused.delete(keeper);
+      refused.delete(id);
     }
     if (refused.size === 0) return batch.lines;
-    const withheld = new Map<Client, Error>();
+    const withheld = new Map<string, Error>();
     batch.withheld = withheld;
     return batch.lines.filter((_, at) => {
       const keeper = batch.keepers[at];
-      const found = keeper && refused.get(keeper);
-      if (found) withheld.set(keeper, found.problem);
+      const found = keeper && refused.get(keeper.id);
+      if (found) withheld.set(keeper.id, found.problem);
       return !found;
     });
   }
@@ -84,7 +87,7 @@ export function createLineQueue(batchLimit: number, clock: Clock): LineQueue {
       const its = batch;
       if (!keeper) return its.done.promise;
       return its.done.promise.then(() => {
-        const problem = its.withheld?.get(keeper);
+        const problem = its.withheld?.get(keeper.id);
         if (problem) throw problem;
         return undefined;
       });

@@ -88,7 +88,7 @@ export async function createBufferedSink(config: Config, host: Host, refuse: (re
         );
       }
       queue.enter(bytes);
-      return buffer.append(encodeRecord({ content, receivedAt: now }), now + config.deliveryTimeoutMs, client).then(
+      return buffer.append(encodeRecord({ content, receivedAt: now }), now + config.deliveryTimeoutMs, client?.id).then(
         () => queue.leave(bytes),
         (error: unknown) => {
           queue.leave(bytes);

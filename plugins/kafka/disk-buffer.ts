@@ -21,9 +21,9 @@ const checkpointMs = 500;
 export interface DiskBuffer {
   /**
    * Resolves when the record is as safe as `fsync` says; rejects where it is not kept. Records keep the order of calls.
-   * @param keeper who sends it again where it is not kept: what else of its waits then is not kept either
+   * @param keeper id of the client that sends it again where it is not kept: what else of its waits then is not kept either
    */
-  append(body: Buffer, expiresAt: number, keeper?: object): Promise<void>;
+  append(body: Buffer, expiresAt: number, keeper?: string): Promise<void>;
   /** The same for several: all of them, or none. */
   appendTogether(bodies: readonly Buffer[]): Promise<void>;
   /** The next records that are not done, about `maxBytes` of them. One call at a time. */
@@ -56,7 +56,7 @@ interface Pending {
   readonly bodies: readonly Buffer[];
   readonly bytes: number;
   readonly expiresAt: number;
-  readonly keeper: object | undefined;
+  readonly keeper: string | undefined;
   resolve(): void;
   reject(error: Error): void;
 }
@@ -304,7 +304,7 @@ export async function openDiskBuffer(initial: BufferOptions, deps: DiskBufferDep
     }
   }
 
-  function enqueue(bodies: readonly Buffer[], expiresAt: number, keeper?: object): Promise<void> {
+  function enqueue(bodies: readonly Buffer[], expiresAt: number, keeper?: string): Promise<void> {
     if (isClosing) return Promise.reject(new Error(`the buffer ${folder} is closed`));
     const bytes = bodies.reduce((sum, body) => sum + body.length + frameHeaderBytes, 0);
     return new Promise<void>((resolve, reject) => {

@@ -3,9 +3,10 @@ import assert from "node:assert/strict";
 import { after, test } from "node:test";
 import { race } from "../helpers/client-race.ts";
 import { startCluster } from "../helpers/gateway-cluster.ts";
+import { isLong } from "../helpers/long-test.ts";
 import { startNats } from "../helpers/nats.ts";
 
-const connects = process.env["SLUICE_TEST_LONG"] === "true" ? 1000 : 100;
+const connects = isLong ? 1000 : 100;
 const nats = await startNats({ nodes: 3 });
 after(() => nats?.stop());
 

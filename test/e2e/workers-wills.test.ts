@@ -5,6 +5,7 @@ import { join } from "node:path";
 import { test } from "node:test";
 import type { IConnectPacket } from "mqtt-packet";
 import { eventually } from "../helpers/eventually.ts";
+import { longTest } from "../helpers/long-test.ts";
 import { allRun, gated, startWorkers, type WorkersGateway } from "../helpers/workers.ts";
 
 const proxy = (more = ""): string => `kind: MQTTProxy
@@ -101,7 +102,7 @@ test("wills that are in a pipeline when the worker is killed, and those that no 
   await eventually(async () => [...new Set(await wills(gateway))].toSorted(), ["will/a", "will/b", "will/in"]);
 });
 
-test("a will that ends one worker after the other is given up after the second", async (t) => {
+longTest("a will that ends one worker after the other is given up after the second", async (t) => {
   const gateway = await startWorkers(t, yaml(", gate: open"));
   const poison = await gateway.connect(0, "poison", will("will/poison"), v5);
   gateway.kill(0);

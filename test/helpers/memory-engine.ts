@@ -479,7 +479,7 @@ export function createMemoryCluster(
           })();
           answered.catch(() => undefined);
           // It may die before its answer has left.
-          const done = await Promise.race([answered, sleep(timeoutMs)]);
+          const done = await Promise.race([answered, sleep(timeoutMs, undefined, { ref: false })]);
           if (!done) throw new Error(`${to} does not answer`);
           await hop(node);
           return done;

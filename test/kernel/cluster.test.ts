@@ -43,6 +43,25 @@ for (const qos of [0, 1, 2] as const) {
   });
 }
 
+test("what a client publishes keeps the order of each topic, and one topic does not wait for another", async () => {
+  const { cluster, a } = await two({ shards: 4 });
+  cluster.memory.faults.delayMs = 5;
+  const ended: string[] = [];
+  const publish = async (topic: string, payload: string, qos: QoS): Promise<void> => {
+    await a.proxy.publish(message(topic, qos, payload), { from: "p" });
+    ended.push(`${topic} ${payload}`);
+  };
+  const all = Array.from({ length: 20 }, (_, n) => publish("t/1", String(n), n % 2 === 0 ? 1 : 2));
+  await Promise.all([...all, publish("t/2", "only", 1)]);
+  const logged = cluster.memory.logOf("p").map(({ message: { topic, payload } }) => `${topic} ${payload.toString()}`);
+  const expected = Array.from({ length: 20 }, (_, n) => `t/1 ${n}`);
+  assert.deepEqual(
+    logged.filter((each) => each !== "t/2 only"),
+    expected,
+  );
+  assert.ok(ended.indexOf("t/2 only") < 10, "it did not wait for the twenty");
+});
+
 test("a session that moves finds its subscriptions, and what was published meanwhile, in order", async () => {
   const { a, b } = await two({ shards: 4 });
   const first = await connect(a.proxy, "s", { credit: 3, filters: [["t", { qos: 1, identifier: 7 }]] });
@@ -135,6 +154,19 @@ test("an owner that was cut off delivers nothing more before the engine has said
   assert.equal(stayed.state.lost, "");
 });
 
+test("QoS 2 to a client: a new connection gets no PUBREL before the release is durable", async () => {
+  const { a, b } = await two();
+  const old = await connect(a.proxy, "s", { filters: [["t", 2]] });
+  await b.proxy.publish(message("t", 2));
+  await eventually(() => old.got.length, 1);
+  a.memory.cutOff();
+  Promise.resolve(old.handle.release(old.last())).catch(() => undefined);
+  const fresh = await connect(a.proxy, "s");
+  assert.deepEqual(fresh.got, []);
+  a.memory.rejoin();
+  await eventually(() => fresh.got.map(({ again, delivery }) => [again, delivery.released]), [[true, true]]);
+});
+
 test("a node whose engine answers without those who decide closes persistent clients after the grace, too", async () => {
   const { a } = await two();
   const lasting = await connect(a.proxy, "lasting", { filters: [["t", 1]] });
@@ -203,6 +235,27 @@ test("QoS 2 to a client: a node that dies between the steps leaves each message 
       [false, "new", false],
     ],
   );
+});
+
+test("QoS 2 from a client: what is published after its connection has ended is the same message when it is sent again", async () => {
+  const { a, b } = await two();
+  const sub = await connect(b.proxy, "sub", { filters: [["t", 2]] });
+  const publish = async (node: typeof a, { handle }: { handle: typeof sub.handle }, packetId: number) =>
+    await node.proxy.publish(message("t", 2, String(packetId)), { from: "c", inbound: { handle, packetId } });
+  const client = await connect(a.proxy, "c");
+  const running = publish(a, client, 1);
+  await client.handle.close();
+  await running;
+  // It had been waiting for the one before it.
+  await publish(a, client, 2);
+  for (const node of [a, b]) {
+    const again = await connect(node.proxy, "c");
+    for (const packetId of [1, 2]) if (!again.handle.inbound.has(packetId)) await publish(node, again, packetId);
+    assert.deepEqual([again.handle.inbound.has(1), again.handle.inbound.has(2)], [true, true]);
+    await again.handle.close();
+  }
+  await b.proxy.publish(message("t", 2, "last"));
+  await eventually(() => sub.payloads(), ["1", "2", "last"]);
 });
 
 test("QoS 2 from a client: sent again to another node it is the same message, and the id used anew is another", async () => {
@@ -490,6 +543,25 @@ test("hints that are lost: the order of a topic is kept, and nothing is missing"
     );
   }
   assert.ok((await b.metric("sluice_cluster_hints_missed_total")) > 0);
+});
+
+test("what comes live while the log is read does not overtake what a replica that lags has not shown", async () => {
+  const { cluster, a, b } = await two({ shards: 1 });
+  const { faults } = cluster.memory;
+  for (let n = 0; n < 20; n++) {
+    const clientId = `s${n}`;
+    const before = await connect(a.proxy, clientId, { filters: [[clientId, 1]] });
+    await before.handle.close();
+    await b.proxy.publish(message(clientId, 1, "first"));
+    // Which of the two comes first, the live message or the page, is any.
+    Object.assign(faults, { lag: 1, delayMs: 10 });
+    const client = await connect(a.proxy, clientId);
+    await b.proxy.publish(message(clientId, 1, "second"));
+    Object.assign(faults, { lag: 0, delayMs: 0 });
+    await eventually(() => client.payloads(), ["first", "second"]);
+    client.settleAll();
+    await client.handle.close();
+  }
 });
 
 test("a message published before a subscription is not for it, also after the session has moved", async () => {

@@ -59,13 +59,13 @@ function openCrowd(t: TestContext, count: number) {
     crowd,
     members: list,
     inWork: () => list.map(({ connection }) => connection.working),
-    async send(member: Member, packets: number) {
+    send: async (member: Member, packets: number): Promise<void> => {
       const frame = publishFrame("a/b", Buffer.alloc(20), 0, 0);
       const before = member.packets;
       member.client.write(Buffer.concat(Array.from({ length: packets }, () => frame)));
       await eventually(() => member.packets > before, true);
     },
-    finish(member: Member, packets: number) {
+    finish: (member: Member, packets: number): void => {
       for (const work of member.works.splice(0, packets)) member.connection.finish(work, undefined);
     },
   };

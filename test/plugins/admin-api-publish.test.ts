@@ -1,10 +1,14 @@
 import assert from "node:assert/strict";
+import { once } from "node:events";
+import { Agent, type IncomingMessage, request as openRequest } from "node:http";
+import type { Socket } from "node:net";
 import { test } from "node:test";
 import { SluiceError } from "../../kernel/errors.ts";
 import type { Host } from "../../kernel/plugin.ts";
 import { startAdminApi } from "../helpers/admin-api.ts";
 import { eventually } from "../helpers/eventually.ts";
-import { createMemoryProxies } from "@sluice/testkit";
+import { createMemoryProxies, createTestClock } from "@sluice/testkit";
+import { createRefusals } from "../../plugins/admin-api/refusals.ts";
 
 const path = "/mqttproxy/mqttproxy/topics/publish";
 const invalidJson = "invalid json data from request body";
@@ -379,4 +383,57 @@ test("as many messages under way as maxPublishes: one more is refused at once, a
   for (const end of waiting.splice(0)) end();
   assert.equal((await next).status, 200);
   assert.equal(await api.metricValue("sluice_http_publishes_under_way"), 0);
+});
+
+test("many refused requests are answered a share at a time, and their connections stay usable", async (t) => {
+  const waiting: (() => void)[] = [];
+  const publish: Host["publish"] = () =>
+    new Promise((resolve) => waiting.push(() => resolve({ matched: 1, connected: 1, durable: true })));
+  const overrides = { ...createMemoryProxies("mqttproxy"), publish };
+  const api = await startAdminApi(t, { config: { maxPublishes: 1 }, overrides });
+  const first = api.call("POST", path, { topic: "a" });
+  await eventually(() => waiting.length, 1);
+  const agent = new Agent({ keepAlive: true, maxSockets: 120 });
+  t.after(() => agent.destroy());
+  const sockets = new Set<Socket>();
+  // A body that is never read whole by the API, and has to be out of the way for the next request.
+  const body = JSON.stringify({ topic: "a", payload: "x".repeat(200_000) });
+  const ask = async (): Promise<{ status: number; retryAfter: string | undefined; ms: number }> => {
+    const from = performance.now();
+    const asked = openRequest({ agent, port: api.port, method: "POST", path: `/apis/v2${path}` });
+    asked.once("socket", (socket) => sockets.add(socket));
+    asked.end(body);
+    const [answer] = (await once(asked, "response")) as [IncomingMessage];
+    const ms = performance.now() - from;
+    for await (const _ of answer);
+    return { status: answer.statusCode ?? 0, retryAfter: answer.headers["retry-after"], ms };
+  };
+  const answers = await Promise.all(Array.from({ length: 120 }, ask));
+  assert.ok(answers.every(({ status, retryAfter }) => status === 503 && retryAfter === "1"));
+  const times = answers.map(({ ms }) => ms).toSorted((a, b) => a - b);
+  // 50 at once, 50 an interval later, the rest after another; the timer may be early by one millisecond each time.
+  assert.ok(times.at(-1)! - times[0]! >= 150, `all within ${times.at(-1)! - times[0]!} ms`);
+  assert.ok(times.at(-1)! < 5000, `the last after ${times.at(-1)} ms`);
+  for (const end of waiting.splice(0)) end();
+  assert.equal((await first).status, 200);
+  // By a connection that was refused before.
+  const next = ask();
+  await eventually(() => waiting.length, 1);
+  for (const end of waiting.splice(0)) end();
+  assert.equal((await next).status, 200);
+  assert.equal(sockets.size, 120);
+  assert.equal(await api.metricValue("sluice_http_publishes_refused_total"), 120);
+});
+
+test("refused requests that wait are answered when the API stops", async () => {
+  const stopping = new AbortController();
+  const refusals = createRefusals({ clock: createTestClock(), signal: stopping.signal });
+  const turns = Array.from({ length: 60 }, () => refusals.turn());
+  assert.equal(turns.filter((turn) => turn === undefined).length, 50);
+  // However many come, no more are held.
+  const more = Array.from({ length: 1000 }, () => refusals.turn());
+  assert.equal(more.filter((turn) => turn === undefined).length, 10);
+  stopping.abort();
+  await Promise.all([...turns, ...more]);
+  assert.equal(refusals.turn(), undefined);
 });

@@ -183,7 +183,7 @@ test("on a disk that is full again and again, what each client sends stays whole
   /** As a device does: after a failure, what was not acknowledged is sent again, in order, on a new connection. */
   async function runDevice(name: string): Promise<void> {
     let pending = Array.from({ length: 60 }, (_, number) => `${name} ${number} `);
-    let { client } = createPublishContext();
+    let { client } = createPublishContext({ clientId: name });
     while (pending.length > 0) {
       const sent = pending.slice(0, 12);
       const send = async (value: string) =>
@@ -192,7 +192,7 @@ test("on a disk that is full again and again, what each client sends stays whole
       const isAcknowledged = (value: string) => outcomes[sent.indexOf(value)]?.status === "fulfilled";
       pending = pending.filter((value) => !isAcknowledged(value));
       if (outcomes.every(({ status }) => status === "fulfilled")) continue;
-      ({ client } = createPublishContext());
+      ({ client } = createPublishContext({ clientId: name }));
       outages++;
       ballast -= 8 * 1024;
       writeFileSync(join(folder ?? "", "ballast"), Buffer.alloc(Math.max(ballast, 0)));

@@ -237,8 +237,8 @@ test("a full buffer blocks until there is room, or the record's time is up", asy
 
 test("where a record is not kept, those of its sender that wait behind it are not either, and others are", async (t) => {
   const { buffer, metricValue } = await open(t, temporaryFolder(t), { maxBytes: 100_000 });
-  const [one, other] = [{}, {}];
-  const put = (text: string, bytes: number, keeper?: object) =>
+  const [one, other] = ["one", "other"];
+  const put = (text: string, bytes: number, keeper?: string) =>
     buffer.append(Buffer.from(text.padEnd(bytes)), late, keeper);
   await put("first", 60_000);
   const settled = await Promise.allSettled([
