@@ -171,7 +171,10 @@ export function createClusterProxyStore(
     revision: ({ claim }) => claim.revision,
     lost(session) {
       // Else this node itself has moved the record on meanwhile, and its client may be coming back.
-      if (sessions.get(session.session.clientId) === session) loseTo(session, "takenOver");
+      const { clientId } = session.session;
+      if (sessions.get(clientId) !== session) return;
+      loseTo(session, "takenOver");
+      options.onElsewhere?.(clientId, true);
     },
     kept: (session) => session.reader.resume(),
   });

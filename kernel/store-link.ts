@@ -5,6 +5,7 @@ import { createChannel } from "./channel.ts";
 import { messageOf, SluiceError } from "./errors.ts";
 import type { PublishOutcome } from "./plugin.ts";
 import { createHandOver } from "./hand-over.ts";
+import { leaveWords, leaveWriting, making } from "./left-behind.ts";
 import { noteWill, passOnWork, tellBack } from "./moved-clients.ts";
 import type { Acquisition, Awaitable, LostReason, SessionHandle } from "./store.ts";
 import type { Holder, Link, Shared } from "./store-parties.ts";
@@ -305,29 +306,6 @@ export function serveStore(stream: Duplex, sharedOf: (name: string) => Shared): 
     );
   }
 
-  /** Where its worker ends before it is safe, the client's next one is told what became of it. */
-  function making<T>(holder: Holder | undefined, packetId: number, work: Awaitable<T>): Awaitable<T> {
-    if (!holder || !(work instanceof Promise)) return work;
-    const { writing } = holder;
-    writing.set(packetId, work);
-    const made = (): void => {
-      if (writing.get(packetId) === work) writing.delete(packetId);
-    };
-    work.then(made, made);
-    return work;
-  }
-
-  function leaveWriting({ proxy, clientId, writing }: Holder): void {
-    proxy.whereabouts.works(link, clientId, [...writing.keys()]);
-    for (const [packetId, work] of writing) {
-      const passOn = (outcome: object): void => passOnWork(link, proxy, clientId, packetId, JSON.stringify(outcome));
-      work.then(
-        () => passOn({ kind: "passed" }),
-        () => passOn({ kind: "fault", error: "it could not be stored" }),
-      );
-    }
-  }
-
   /** What a client publishes behind a message that has to wait waits too: for the answer, not for the way to and fro. */
   function inOrder(
     { publishing }: Shared,
@@ -533,35 +511,10 @@ export function serveStore(stream: Duplex, sharedOf: (name: string) => Shared): 
         }
       }
     }
-    for (const holder of holders.values()) if (holder.writing.size > 0) leaveWriting(holder);
+    for (const holder of holders.values()) if (holder.writing.size > 0) leaveWriting(link, holder);
     holders.clear();
     await Promise.allSettled(closing);
     ended.resolve();
-  }
-
-  /** What its worker would have said. */
-  function leaveWords(holder: Holder, wasConnected: boolean): void {
-    const { proxy, client, will, ordinal, handle } = holder;
-    if (!handle) return;
-    const done = will && ((): void => handle.willDone?.());
-    const connection = wasConnected && proxy.served.hasPresence ? ordinal : undefined;
-    let delaySec = will ? delayOf(holder, will.delaySec) : 0;
-    let due = will;
-    const current = proxy.holders.get(client.id);
-    if (delaySec > 0 && current?.handle) {
-      // It has come back before its worker ended.
-      if (current.handle.present) due = undefined;
-      delaySec = 0;
-    }
-    if (!due) done?.();
-    if (due || connection !== undefined) proxy.lastWords.left({ client, will: due, connection }, delaySec, due && done);
-  }
-
-  /** Seconds until its will is due: no longer than its session lasts [MQTT-3.1.2-8]; 0 where it is, or is to be at once. */
-  function delayOf({ proxy, why, sessionExpiry, endedAt }: Holder, delaySec: number): number {
-    if (why === "removed") return 0;
-    const now = proxy.served.now();
-    return Math.min(delaySec, sessionExpiry) - (now - (endedAt ?? now)) / 1000;
   }
 
   return {

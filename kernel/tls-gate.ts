@@ -94,9 +94,7 @@ const maxFirstBytes = 1000;
  * it is 1 KiB, and more only from the first moment on in which more than that is under way at once.
  */
 function whenBegun(socket: Socket, begin: () => void): void {
-  const read = socket.read.bind(socket);
-  socket.read = (size) =>
-    read(size ?? (socket.readableLength > maxFirstBytes ? maxFirstBytes : undefined)) as Buffer | null;
+  readLess(socket);
   if (socket.readableLength > 0) {
     begin();
     return;
@@ -104,13 +102,20 @@ function whenBegun(socket: Socket, begin: () => void): void {
   function onReadable(): void {
     // Nothing at its end, which "close" follows.
     if (socket.readableLength === 0) {
-      read();
+      socket.read();
       return;
     }
     socket.off("readable", onReadable);
     begin();
   }
   socket.on("readable", onReadable);
+}
+
+/** By itself, so that the socket keeps nothing else of its arrival alive. */
+function readLess(socket: Socket): void {
+  const read = socket.read.bind(socket);
+  socket.read = (size) =>
+    read(size ?? (socket.readableLength > maxFirstBytes ? maxFirstBytes : undefined)) as Buffer | null;
 }
 
 /** Why a client may not come in by its certificate, or by having none. */

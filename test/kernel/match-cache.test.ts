@@ -75,16 +75,44 @@ test("more shapes of filters than are kept, long ones and none but wildcards: wh
   }
 });
 
-test("both generations forget, and what moved from one to the other", () => {
+test("in a full cache, what was asked for stays, and what a filter matches is forgotten wherever it has moved", () => {
   const cache = createMatchCache<readonly string[]>(4);
   cache.deleteMatching("seen/+");
-  filled(cache, ["a/1", "b/1", "a/2"]);
-  assert.deepEqual(cache.get("b/1"), ["b/1"], "moved to the young one");
+  filled(cache, ["a/1", "b/1", "a/2", "c/1"]);
+  for (const topic of ["a/1", "b/1", "a/2"]) assert.deepEqual(cache.get(topic), [topic]);
+  filled(cache, ["a/3"]);
+  assert.equal(cache.get("a/3"), undefined, "the first time it has to wait");
+  for (let turn = 0; turn < 8 && !cache.get("a/3"); turn++) filled(cache, ["a/3"]);
+  assert.deepEqual(cache.get("a/3"), ["a/3"]);
+  assert.equal(cache.get("c/1"), undefined, "nobody had asked for it");
   cache.deleteMatching("a/+");
-  assert.deepEqual([cache.get("a/1"), cache.get("a/2")], [undefined, undefined]);
+  for (const topic of ["a/1", "a/2", "a/3"]) assert.equal(cache.get(topic), undefined);
   assert.deepEqual(cache.get("b/1"), ["b/1"]);
   cache.deleteMatching("b/+");
   assert.equal(cache.get("b/1"), undefined);
+});
+
+test("as many topics as it may hold are all held, and of twice as many in turns not all push each other out", () => {
+  const cache = createMatchCache<readonly string[]>(1000);
+  const topics = Array.from({ length: 2000 }, (_, n) => `device/${n}/log`);
+  const hits = (count: number): number => {
+    let found = 0;
+    for (const topic of topics.slice(0, count)) {
+      if (cache.get(topic)) found++;
+      else cache.set(topic, [topic]);
+    }
+    return found;
+  };
+  assert.equal(hits(1000), 0);
+  assert.equal(hits(1000), 1000);
+  let later = 0;
+  for (let turn = 0; turn < 10; turn++) later += hits(2000);
+  assert.ok(later > 4000, `${later} of 20,000 found`);
+  // A new set of topics, none of them the old ones, is let in little by little.
+  const others = Array.from({ length: 900 }, (_, n) => `other/${n}/log`);
+  for (let turn = 0; turn < 20; turn++) for (const topic of others) if (!cache.get(topic)) cache.set(topic, [topic]);
+  const held = others.filter((topic) => cache.get(topic) !== undefined).length;
+  assert.ok(held > 800, `${held} of 900 held`);
 });
 
 test("a filter that matches thousands of topics forgets them, and one that matches few leaves the rest", () => {

@@ -327,25 +327,39 @@ test("the cache serves the same array until a subscription that matters changes"
   assert.notEqual(index.match("a/b"), before);
 });
 
-test("L32: the cache forgets the oldest topic names, and sooner where topics or results are long", () => {
+test("L32: a topic that is asked for again takes the place of one that is not, sooner where topics or results are long", () => {
   const few = createTopicIndex<string, number>({ prefer: Math.max, cacheSize: 4 });
   few.set("#", "A", 0);
   const first = few.match("first");
-  for (let n = 0; n < 4; n++) few.match(`topic/${n}`);
-  assert.notEqual(few.match("first"), first, "pushed out by four others");
+  const [second] = ["second", "third", "fourth"].map((topic) => few.match(topic));
+  assert.equal(few.match("second"), second, "asked for again");
+  few.match("once");
+  assert.equal(few.match("first"), first, "what comes once takes no place");
+  few.match("second");
+  for (let turn = 0; turn < 16; turn++) {
+    for (const topic of ["fifth", "sixth"]) few.match(topic);
+    assert.equal(few.match("second"), second, "asked for all the time");
+  }
+  const isKept = (topic: string): boolean => few.match(topic) === few.match(topic);
+  assert.ok(isKept("fifth") || isKept("sixth"), "let in by and by");
 
   const many = createTopicIndex<string, number>({ prefer: Math.max, cacheSize: 100 });
   many.set("#", "A", 0);
   const kept = many.match("kept");
-  for (let n = 0; n < 4; n++) many.match(`topic/${n}`);
+  const long = "x".repeat(60_000);
+  assert.notEqual(
+    many.match(long),
+    many.match(long),
+    "half of what the cache may weigh is too much for one topic name",
+  );
   assert.equal(many.match("kept"), kept);
-  for (let n = 0; n < 3; n++) many.match(`${"x".repeat(60_000)}${n}`);
-  assert.notEqual(many.match("kept"), kept, "pushed out by three long topic names, though 100 entries fit");
-
-  for (let n = 0; n < 5000; n++) many.set("large/+", `k${n}`, 0);
-  const again = many.match("kept");
-  for (let n = 0; n < 3; n++) assert.equal(many.match(`large/${n}`).length, 5001);
-  assert.notEqual(many.match("kept"), again, "pushed out by three large results");
+  for (let n = 0; n < 500; n++) many.set("large/+", `k${n}`, 0);
+  for (let turn = 0; turn < 30; turn++) for (let n = 0; n < 12; n++) assert.equal(many.match(`large/${n}`).length, 501);
+  assert.notEqual(
+    many.match("kept"),
+    kept,
+    "a dozen large results weigh more than the cache may, though 100 entries fit",
+  );
 });
 
 test("a topic name of tens of thousands of levels is matched at once", () => {
