@@ -21,10 +21,12 @@ type Room = Parameters<ClusterRetained["set"]>[2];
 
 const freely: Room = Object.freeze({ mayAdd: true, mayGrow: true });
 
-export function createRetainedKeeper({ engine, retained, limits, refused }: RetainedKeeperDeps): RetainedKeeper {
+export function createRetainedKeeper(deps: RetainedKeeperDeps): RetainedKeeper {
+  const { engine, retained } = deps;
+
   /** If the others have set as much as this node since it has heard of them, half of the room that there was is gone. */
   function isDoubtful(): boolean {
-    const { maxMessages, maxBytes } = limits();
+    const { maxMessages, maxBytes } = deps.limits();
     const { messages, bytes, unheard } = retained.counts;
     if (unheard.messages === 0) return false;
     const nodes = 1 + engine.peers().filter(({ isUp }) => isUp).length;
@@ -33,7 +35,7 @@ export function createRetainedKeeper({ engine, retained, limits, refused }: Reta
   }
 
   function roomNow(message: ClusterMessage): Room {
-    const { maxMessages, maxBytes } = limits();
+    const { maxMessages, maxBytes } = deps.limits();
     const { messages, bytes } = retained.counts;
     const mayGrow = bytes + costOf(message) <= maxBytes;
     const mayAdd = mayGrow && messages < maxMessages;
@@ -54,7 +56,7 @@ export function createRetainedKeeper({ engine, retained, limits, refused }: Reta
   return {
     async keep(message, position) {
       const room = message.payload.length === 0 ? freely : await roomFor(message);
-      if (!(await retained.set(message, position, room))) refused();
+      if (!(await retained.set(message, position, room))) deps.refused();
     },
   };
 }
