@@ -8,8 +8,8 @@ import { messageOf, SluiceError } from "./errors.ts";
 import type { Grant } from "./grant.ts";
 import type { Message, PublishOutcome } from "./plugin.ts";
 import type { ReceiptRelay } from "./receipt-relay.ts";
-import { costOf } from "./session.ts";
 import type { Ownership } from "./session-records.ts";
+import { createRetainedKeeper } from "./retained-keeper.ts";
 import type { Awaitable, PublishOptions, Receipt, SessionHandle, StoreOptions } from "./store.ts";
 import { sysPrefix } from "./sys-topics.ts";
 import { matches } from "./topics.ts";
@@ -69,6 +69,12 @@ const maxInbound = 70_000;
 
 export function createClusterPublisher(deps: ClusterPublisherDeps): ClusterPublisher {
   const { proxy, engine, cluster, relay } = deps;
+  const retained = createRetainedKeeper({
+    engine,
+    retained: cluster.retained,
+    limits: () => deps.options.retained,
+    refused: () => deps.options.onDropped("retained_full", 1),
+  });
   /** What this node says of itself; the other nodes say it of themselves. */
   const own = new Map<string, ClusterMessage>();
   /** By publisher and topic, the last of those on their way. As many as connections may have in work. */
@@ -217,46 +223,10 @@ export function createClusterPublisher(deps: ClusterPublisherDeps): ClusterPubli
     return isRetained ? retainLive(message, outcome) : outcome;
   }
 
-  /** Where the proxy has as many as it may, a message only takes the place of its topic's. */
-  async function keepRetained(message: ClusterMessage, position: LogPosition | undefined): Promise<void> {
-    const isClear = message.payload.length === 0;
-    const room = isClear ? freely : await roomFor(message);
-    if (!(await cluster.retained.set(message, position, room))) deps.options.onDropped("retained_full", 1);
-  }
-
-  async function roomFor(message: ClusterMessage): Promise<RetainedRoom> {
-    if (isDoubtful() || roomNow(message) !== freely) {
-      try {
-        await cluster.retained.recount();
-      } catch {
-        // What was heard last is what is known.
-      }
-    }
-    return roomNow(message);
-  }
-
-  /** If the others have set as much as this node since it has heard of them, half of the room that there was is gone. */
-  function isDoubtful(): boolean {
-    const { maxMessages, maxBytes } = deps.options.retained;
-    const { messages, bytes, unheard } = cluster.retained.counts;
-    if (unheard.messages === 0) return false;
-    const nodes = 1 + engine.peers().filter(({ isUp }) => isUp).length;
-    const isOver = (set: number, all: number, max: number): boolean => set * nodes * 2 > max - (all - set);
-    return isOver(unheard.messages, messages, maxMessages) || isOver(unheard.bytes, bytes, maxBytes);
-  }
-
-  function roomNow(message: ClusterMessage): RetainedRoom {
-    const { maxMessages, maxBytes } = deps.options.retained;
-    const { messages, bytes } = cluster.retained.counts;
-    const mayGrow = bytes + costOf(message) <= maxBytes;
-    const mayAdd = mayGrow && messages < maxMessages;
-    return mayAdd ? freely : { mayAdd, mayGrow };
-  }
-
   /** At QoS 0 nobody is told of a failure. */
   async function retainLive(message: ClusterMessage, outcome: PublishOutcome): Promise<PublishOutcome> {
     try {
-      await keepRetained(message, undefined);
+      await retained.keep(message, undefined);
     } catch {
       deps.onDropped("cluster_away");
     }
@@ -278,7 +248,7 @@ export function createClusterPublisher(deps: ClusterPublisherDeps): ClusterPubli
     try {
       const position = await cluster.log.append(message, { dedupeId });
       deps.meters.forwarded();
-      if (isRetained) await keepRetained(message, position);
+      if (isRetained) await retained.keep(message, position);
     } catch (error) {
       throw new SluiceError(
         "STORE_FAILED",
@@ -386,10 +356,6 @@ export function createClusterPublisher(deps: ClusterPublisherDeps): ClusterPubli
     }),
   };
 }
-
-type RetainedRoom = Parameters<ClusterProxy["retained"]["set"]>[2];
-
-const freely: RetainedRoom = Object.freeze({ mayAdd: true, mayGrow: true });
 
 const nobody: PublishOutcome = Object.freeze({ matched: 0, connected: 0, durable: true });
 

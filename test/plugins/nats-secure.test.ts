@@ -165,7 +165,7 @@ test("credentials that can't be any: the config says which option, and not what 
     [{ nkey: `${seed.slice(0, -2)}AA` }, /^nkey: is not the seed of a user's nkey/],
     [{ nkey: account }, /^nkey: is not the seed of a user's nkey/],
     [{ creds: seed }, /^creds: is not what a \.creds file has/],
-    [{ creds: creds.replace(/SU\w+/, account) }, /^creds: has a seed that is not a user's/],
+    [{ creds: creds.replace(/^SU\w+$/m, account) }, /^creds: has a seed that is not a user's/],
     [{ tls: { ca: "/etc/ca.pem" } }, /^tls\.ca: is no PEM certificate/],
     [{ tls: { cert: ca.key, key: ca.key } }, /^tls\.cert: is no PEM certificate/],
     [{ tls: { cert: ca.cert, key: seed } }, /^tls\.key: is no PEM private key/],
