@@ -817,6 +817,7 @@ export function createClusterProxyStore(
     reopen(next) {
       options = next;
     },
+    keepsOrder: true,
     publish: (message, o = {}) => publisher.publish(message, o),
     publishTo: (clientId, message, o = {}) => publisher.publishTo(clientId, message, o),
     acquire,

@@ -71,6 +71,8 @@ export function createClusterPublisher(deps: ClusterPublisherDeps): ClusterPubli
   const { proxy, engine, cluster, relay } = deps;
   /** What this node says of itself; the other nodes say it of themselves. */
   const own = new Map<string, ClusterMessage>();
+  /** By publisher and topic, the last of those on their way. As many as connections may have in work. */
+  const underWay = new Map<string, Promise<PublishOutcome>>();
 
   function clusterMessage(
     message: Message,
@@ -112,9 +114,30 @@ export function createClusterPublisher(deps: ClusterPublisherDeps): ClusterPubli
     if (message.topic.startsWith(sysPrefix)) return publishOwn(message, o);
     if (!fits(message, o)) return nobody;
     if (o.receipts) return publishWaiting(message, o, o.receipts);
-    const matched = deps.matching(message.topic, o.from).length + deps.sharedBy(message.topic).length;
-    const sent = send(clusterMessage(message, o, {}), o, matched, othersToo);
+    const made = clusterMessage(message, o, {});
+    const sent = inOrder(made, () => {
+      const matched = deps.matching(made.topic, o.from).length + deps.sharedBy(made.topic).length;
+      return send(made, o, matched, othersToo);
+    });
     return o.countAll ? counted(message.topic, sent) : sent;
+  }
+
+  /**
+   * What a client publishes to one topic goes out when what it published to that topic before is safe, so that its order
+   * holds whatever fails. What it publishes to other topics need not wait.
+   */
+  function inOrder({ from, topic }: ClusterMessage, go: () => Awaitable<PublishOutcome>): Awaitable<PublishOutcome> {
+    if (from === undefined) return go();
+    const key = `${from}\0${topic}`;
+    const before = underWay.size > 0 ? underWay.get(key) : undefined;
+    const sent = before ? before.then(go, go) : go();
+    if (!(sent instanceof Promise)) return sent;
+    underWay.set(key, sent);
+    const forget = (): void => {
+      if (underWay.get(key) === sent) underWay.delete(key);
+    };
+    sent.then(forget, forget);
+    return sent;
   }
 
   async function counted(topic: string, sending: Awaitable<PublishOutcome>): Promise<PublishOutcome> {

@@ -39,10 +39,21 @@ export function createInflight(o: InflightDeps): Inflight {
   const byId = new Map<number, Sent>();
   let size = 0;
   let timer: NodeJS.Timeout | undefined;
+  let dueAt = 0;
   let open = true;
 
-  function watch(): void {
-    if (o.protocolVersion !== 5) timer ??= setTimeout(retry, o.retryMs());
+  /** A timer that runs is left running, unless the interval has become shorter since. */
+  function watch(now: number): void {
+    if (o.protocolVersion === 5) return;
+    const wait = o.retryMs();
+    if (timer !== undefined && dueAt <= now + wait) return;
+    clearTimeout(timer);
+    setTimer(now, wait);
+  }
+
+  function setTimer(now: number, wait: number): void {
+    dueAt = now + wait;
+    timer = setTimeout(retry, wait);
   }
 
   function retry(): void {
@@ -51,7 +62,7 @@ export function createInflight(o: InflightDeps): Inflight {
     for (const [packetId, sent] of byId) {
       const wait = sent.at + o.retryMs() - now;
       if (wait > 0) {
-        timer = setTimeout(retry, wait);
+        setTimer(now, wait);
         return;
       }
       byId.delete(packetId);
@@ -64,16 +75,13 @@ export function createInflight(o: InflightDeps): Inflight {
         o.send(encodeDelivery(sent.delivery, template, { dup: true }), "publish", true);
       }
     }
-    if (byId.size > 0) watch();
+    if (byId.size > 0) watch(now);
   }
 
   function settle(packetId: number, sent: Sent): void {
     byId.delete(packetId);
     if (sent.counts) size--;
-    if (byId.size === 0) {
-      clearTimeout(timer);
-      timer = undefined;
-    }
+    // The timer goes on: the next message needs it again, and one in `retryMs` costs less than one a message.
     o.settle(sent.delivery);
   }
 
@@ -103,8 +111,9 @@ export function createInflight(o: InflightDeps): Inflight {
     add(delivery) {
       const counts = !delivery.released;
       if (counts) size++;
-      byId.set(delivery.packetId, { delivery, at: performance.now(), counts });
-      watch();
+      const at = performance.now();
+      byId.set(delivery.packetId, { delivery, at, counts });
+      watch(at);
     },
     acknowledge({ cmd, packetId, reasonCode }) {
       const sent = byId.get(packetId);

@@ -294,7 +294,7 @@ export function serveStore(stream: Duplex, sharedOf: (name: string) => Shared): 
         const options = { from, inbound, receipts, countAll: (flags & 8) !== 0 };
         const go = (): Awaitable<PublishOutcome> =>
           to === undefined ? store.publish(message, options) : store.publishTo(to, message, options);
-        return making(inbound && holder, packetId, inOrder(proxy, from, go));
+        return making(inbound && holder, packetId, store.keepsOrder ? go() : inOrder(proxy, from, go));
       },
       ({ matched, connected, durable, uncounted }) => {
         out.byte((durable ? 1 : 0) | (inbound ? 2 : 0) | (numberOfUncounted(uncounted) << 2));

@@ -130,8 +130,8 @@ export interface ProxyStore {
   remove(clientId: string): Awaitable<boolean>;
   readonly counts: StoreCounts;
   /**
-   * What one client publishes takes effect in the order of the calls, whichever of them is answered first. Without it the
-   * next is published when the one before it is answered.
+   * What one client publishes to one topic takes effect in the order of the calls, whichever of them is answered first
+   * [MQTT-4.6.0-6]. Without it the next is published when the one before it is answered.
    */
   readonly keepsOrder?: boolean | undefined;
   /** The wills that wait are published by others when this process has left. */

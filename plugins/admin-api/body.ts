@@ -57,6 +57,8 @@ export function readBody(ctx: ParameterizedContext, limit: number): Promise<Buff
       }
     }
     function finish(): void {
+      // Each request closes in the end, and an error that nobody gets is dear to make.
+      req.off("close", abandon);
       if (size > limit) refuse();
       else resolve(chunks.length === 1 ? chunks[0]! : Buffer.concat(chunks, size));
     }

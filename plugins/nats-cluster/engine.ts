@@ -88,6 +88,7 @@ export function createEngine(config: Config, { nodeName, log, metrics, clock }: 
   const timers = new Set<{ clear(): void }>();
   let isStopped = false;
   let isSetUp = false;
+  let takesBatches = false;
   let wasUp = false;
   let setUpProblem: string | undefined = "the streams have not been looked at yet";
   let health: ClusterHealth = healthNow();
@@ -194,7 +195,9 @@ export function createEngine(config: Config, { nodeName, log, metrics, clock }: 
         retentionMs: durationMs(config.log.retention),
         maxBytes: config.log.maxBytes,
         timeoutMs: timeouts.ackMs,
+        takesBatches: server.takesBatches === true,
       });
+      takesBatches = server.takesBatches === true;
       isSetUp = true;
       setUpProblem = undefined;
       recount();
@@ -310,7 +313,17 @@ export function createEngine(config: Config, { nodeName, log, metrics, clock }: 
         interest: openInterest(name, live.receive),
         send: (message) => live.send(message),
         log: createLog({ layout, proxy, reads, publisher, incarnation: node.incarnation, limits, wait }),
-        records: createRecords({ layout, proxy, reads, publisher, limits, conflicts: meters.conflicts, wait }),
+        records: createRecords({
+          layout,
+          proxy,
+          reads,
+          publisher,
+          limits,
+          conflicts: meters.conflicts,
+          batches: meters.batches,
+          wait,
+          takesBatches: () => takesBatches,
+        }),
         retained,
         wills: createWills({ node, layout, proxy, reads, publisher, now: () => clock.now() }),
       };

@@ -6,6 +6,8 @@ import type { PublisherMeters } from "./publisher.ts";
 export interface Meters extends LiveMeters, PublisherMeters {
   /** Guarded writes that were refused. */
   readonly conflicts: Counter;
+  /** Several of a session's writes sent as one: `written`, or done `apart` after all. */
+  readonly batches: Counter;
 }
 
 export interface Readings {
@@ -48,6 +50,11 @@ export function createMeters(metrics: Metrics, read: Readings): Meters {
       "sluice_nats_failures_total",
       "Messages that NATS did not confirm, and that were not acknowledged.",
       ["reason"],
+    ),
+    batches: metrics.counter(
+      "sluice_nats_batches_total",
+      "Writes of a session that were sent to NATS as one: `written`, or written `apart`, since it was not known to have come to anything.",
+      ["proxy", "outcome"],
     ),
     conflicts: metrics.counter(
       "sluice_nats_conflicts_total",

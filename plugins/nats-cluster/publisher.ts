@@ -23,11 +23,23 @@ export interface Publisher {
    * Tries again until the stream answers; `head` has what makes that safe. Rejects as {@link append}.
    */
   write(subject: string, body: Buffer, head: Buffer): Promise<number>;
+  /**
+   * All of them in one stream or none, with one answer. Tried once. Rejects as {@link append}, or Refused as the stream
+   * judges any of them. At most 1,000.
+   */
+  writeTogether(messages: readonly Outgoing[]): Promise<void>;
   /** How long the oldest append of any shard has waited by now, in milliseconds; 0 = none waits. */
   oldestMs(): number;
   /** Messages that wait for an acknowledgement, and those not sent yet. */
   readonly size: number;
   close(): void;
+}
+
+export interface Outgoing {
+  readonly subject: string;
+  readonly body: Buffer;
+  /** As lines of a header block, each with its end. */
+  readonly lines: string;
 }
 
 export interface PublisherOptions {
@@ -325,6 +337,17 @@ export function createPublisher(
         }
         meters.retries.inc({});
         await new Promise<void>((resolve) => clock.setTimeout(resolve, Math.min(probeEveryMs, 5 * 2 ** attempts)));
+      }
+    },
+    async writeTogether(messages) {
+      const batch = randomBytes(9).toString("base64url");
+      for (const [at, { subject, body, lines }] of messages.entries()) {
+        const isLast = at === messages.length - 1;
+        const own = `Nats-Batch-Id: ${batch}\r\nNats-Batch-Sequence: ${at + 1}\r\n${isLast ? "Nats-Batch-Commit: 1\r\n" : ""}`;
+        const head = Buffer.from(`NATS/1.0\r\n${lines}${own}\r\n`);
+        if (isLast) await attempt(subject, body, head);
+        // Whether it has come is what the answer to the last one says.
+        else connection.publish(subject, body, undefined, head);
       }
     },
     oldestMs() {

@@ -10,7 +10,7 @@ import { randomBytes } from "node:crypto";
 import type { Counter } from "@sluice/kernel";
 import type { ClaimOutcome, ClusterRecords, ListedSession, OwnerRecord, RecordChange } from "@sluice/kernel/cluster";
 import type { Layout, ProxyLayout } from "./layout.ts";
-import { type Publisher, Refused, wrongSequence } from "./publisher.ts";
+import { type Outgoing, type Publisher, Refused, wrongSequence } from "./publisher.ts";
 import type { Reads, Stored } from "./reads.ts";
 
 export interface RecordsDeps {
@@ -21,7 +21,11 @@ export interface RecordsDeps {
   readonly limits: { readonly maxRecordBytes: number };
   /** Guarded writes that were refused: `fenced`, `taken`. */
   readonly conflicts: Counter;
+  /** `written`, `apart`. */
+  readonly batches: Counter;
   readonly wait: (ms: number) => Promise<void>;
+  /** The servers take several writes as one. */
+  readonly takesBatches: () => boolean;
 }
 
 const form = 1;
@@ -33,10 +37,17 @@ const lagTries = 5;
 const lagMs = 20;
 const listAtOnce = 250;
 const maxClaimTries = 20;
+/** Writes that go as one; a server takes 1,000 at most, and 50 such batches of a stream at a time, of all nodes. */
+const batchLength = 200;
+const maxTogether = 8;
+/** How long writes go one by one after a batch that came to nothing. */
+const apartMs = 1000;
 const empty = Buffer.alloc(0);
 
 export function createRecords(deps: RecordsDeps): ClusterRecords {
   const { layout, proxy, reads, publisher, limits, conflicts, wait } = deps;
+  let together = 0;
+  let apartUntil = -Infinity;
 
   async function ownerByLeader(clientId: string): Promise<(Owned & { readonly revision: number }) | undefined> {
     const { shard, base } = proxy.session(clientId);
@@ -81,19 +92,23 @@ export function createRecords(deps: RecordsDeps): ClusterRecords {
     return true;
   }
 
-  async function writeOne(
-    clientId: string,
-    revision: number,
-    { key, value, ttlMs }: RecordChange,
-  ): Promise<"written" | "fenced"> {
+  function toWrite(clientId: string, revision: number, { key, value, ttlMs }: RecordChange): Outgoing {
     const { base } = proxy.session(clientId);
     const ttlSec =
       value === undefined ? deletedSec : ttlMs === undefined ? undefined : Math.max(1, Math.ceil(ttlMs / 1000));
     const body = value === undefined ? empty : checked(Buffer.concat([Buffer.from([form]), value]), limits);
-    const head = headOf({ expected: revision, of: `${base}.own`, ttlSec });
+    return { subject: `${base}.${key}`, body, lines: linesOf({ expected: revision, of: `${base}.own`, ttlSec }) };
+  }
+
+  async function writeOne(
+    clientId: string,
+    revision: number,
+    { subject, body, lines }: Outgoing,
+  ): Promise<"written" | "fenced"> {
+    const head = Buffer.from(`NATS/1.0\r\n${lines}\r\n`);
     for (let attempt = 0; attempt < maxClaimTries; attempt++) {
       try {
-        await publisher.write(`${base}.${key}`, body, head);
+        await publisher.write(subject, body, head);
         return "written";
       } catch (error) {
         if (!isVerdict(error)) throw error;
@@ -104,13 +119,38 @@ export function createRecords(deps: RecordsDeps): ClusterRecords {
     throw new Error("NATS gave contradictory answers about the owner of a session");
   }
 
+  /**
+   * A round trip instead of one for each. Answers false where it is not known to have been done: one by one, under the same
+   * ids, it comes out what was.
+   */
+  async function writeTogether(changes: readonly Outgoing[]): Promise<boolean> {
+    if (changes.length < 2 || !deps.takesBatches() || performance.now() < apartUntil || together >= maxTogether) {
+      return false;
+    }
+    together++;
+    try {
+      await publisher.writeTogether(changes);
+      deps.batches.inc({ proxy: proxy.proxy, outcome: "written" });
+      return true;
+    } catch (error) {
+      deps.batches.inc({ proxy: proxy.proxy, outcome: "apart" });
+      if (!isVerdict(error)) apartUntil = performance.now() + apartMs;
+      return false;
+    } finally {
+      together--;
+    }
+  }
+
   async function write(
     clientId: string,
     revision: number,
     changes: readonly RecordChange[],
   ): Promise<"written" | "fenced"> {
-    for (const change of changes) {
-      if ((await writeOne(clientId, revision, change)) === "fenced") return "fenced";
+    const all = changes.map((change) => toWrite(clientId, revision, change));
+    for (let at = 0; at < all.length; at += batchLength) {
+      const batch = all.slice(at, at + batchLength);
+      if (await writeTogether(batch)) continue;
+      for (const change of batch) if ((await writeOne(clientId, revision, change)) === "fenced") return "fenced";
     }
     return "written";
   }
@@ -234,13 +274,23 @@ function toRecords(base: string, found: readonly Stored[]): Map<string, Buffer> 
   return records;
 }
 
-function headOf({ expected, of, ttlSec }: { expected: number; of?: string; ttlSec?: number | undefined }): Buffer {
+interface Condition {
+  readonly expected: number;
+  readonly of?: string;
+  readonly ttlSec?: number | undefined;
+}
+
+function linesOf({ expected, of, ttlSec }: Condition): string {
   const lines = [`Nats-Expected-Last-Subject-Sequence: ${expected}`];
   if (of !== undefined) lines.push(`Nats-Expected-Last-Subject-Sequence-Subject: ${of}`);
   if (ttlSec !== undefined) lines.push(`Nats-TTL: ${ttlSec}s`);
   // The same in every attempt, so that one which was held up somewhere does nothing when it comes at last.
   lines.push(`Nats-Msg-Id: ${randomBytes(12).toString("base64url")}`);
-  return Buffer.from(`NATS/1.0\r\n${lines.join("\r\n")}\r\n\r\n`);
+  return lines.map((line) => `${line}\r\n`).join("");
+}
+
+function headOf(condition: Condition): Buffer {
+  return Buffer.from(`NATS/1.0\r\n${linesOf(condition)}\r\n`);
 }
 
 function isVerdict(error: unknown): boolean {

@@ -1,8 +1,15 @@
 /** Whether the NATS servers are what the promises need. */
 import type { Inbox } from "./inbox.ts";
 
+export interface ServerCheck {
+  readonly problem?: string;
+  readonly warning?: string;
+  /** It takes several writes as one, as far as that was tested. */
+  readonly takesBatches?: true;
+}
+
 /** What is too old to work with, and what works but is slower, or less well proven, than what was measured. */
-export function checkServer(version: string): { readonly problem?: string; readonly warning?: string } {
+export function checkServer(version: string): ServerCheck {
   const [major = 0, minor = 0] = version.split(".").map(Number);
   const isAtLeast = (wanted: number): boolean => major > 2 || (major === 2 && minor >= wanted);
   if (!isAtLeast(11)) {
@@ -10,7 +17,7 @@ export function checkServer(version: string): { readonly problem?: string; reado
       problem: `the NATS server is ${version}, and 2.11 is the oldest that can be used: upgrade it to 2.15 or later`,
     };
   }
-  if (isAtLeast(15)) return {};
+  if (isAtLeast(15)) return { takesBatches: true };
   return {
     warning: `The NATS server is ${version}: before 2.15 it writes some ten times fewer messages a second, and nothing was tested with it`,
   };

@@ -20,6 +20,8 @@ export interface StreamOptions {
   readonly retentionMs: number;
   readonly maxBytes: number;
   readonly timeoutMs: number;
+  /** The servers can take several writes of a session as one. */
+  readonly takesBatches: boolean;
 }
 
 /**
@@ -92,11 +94,13 @@ async function check(
     found.num_replicas !== wanted.num_replicas ||
     found.duplicate_window !== wanted.duplicate_window ||
     found.max_age !== (wanted.max_age ?? 0) ||
-    found.max_bytes !== (wanted.max_bytes ?? -1);
+    found.max_bytes !== (wanted.max_bytes ?? -1) ||
+    (wanted.allow_atomic === true && found.allow_atomic !== true);
   if (differs) await manager.streams.update(wanted.name, { ...found, ...wanted });
 }
 
-function wantedStreams(layout: Layout, { namespace, replicas, retentionMs, maxBytes }: StreamOptions): Wanted[] {
+function wantedStreams(layout: Layout, options: StreamOptions): Wanted[] {
+  const { namespace, replicas, retentionMs, maxBytes, takesBatches } = options;
   const common = {
     storage: StorageType.File,
     retention: RetentionPolicy.Limits,
@@ -123,6 +127,7 @@ function wantedStreams(layout: Layout, { namespace, replicas, retentionMs, maxBy
       ...latest,
       name: layout.streams.sessions(shard),
       description: "Sessions of gateways' clients",
+      ...(takesBatches ? { allow_atomic: true } : {}),
       subjects: [`${namespace}.s.${shard}.>`],
     });
     streams.push({

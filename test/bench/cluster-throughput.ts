@@ -1,6 +1,6 @@
 /**
- * Messages a second a node, and what each costs: `node test/bench/cluster-throughput.ts [--rounds 2] [--seconds 3]`. One
- * publisher with a window of 200 and one subscriber: at a gateway alone, at one gateway of a cluster, at two of it. Three
+ * Messages a second a node, and what each costs: `node test/bench/cluster-throughput.ts [--rounds 2] [--seconds 2]`. One
+ * publisher, or 100 of them, and a subscriber of all: at a gateway alone, at one gateway of a cluster, at two of it. Three
  * NATS servers that sync each write, and three gateways, all processes of this machine; CPU is what the kernel says of
  * them, so that rates, which the generator and the servers share two cores for, say less than the microseconds.
  */
@@ -16,7 +16,7 @@ import { createGenerator } from "./generator.ts";
 import { usageOf } from "./usage.ts";
 
 const text = (value: string) => ({ type: "string", default: value }) as const;
-const { values } = parseArgs({ options: { rounds: text("2"), seconds: text("3") } });
+const { values } = parseArgs({ options: { rounds: text("2"), seconds: text("2") } });
 const seconds = Number(values.seconds);
 
 const started = await startNats({ nodes: 3 });
@@ -46,7 +46,16 @@ interface Figures {
   readonly servers: number;
 }
 
-async function measure(from: SpawnedGateway, to: SpawnedGateway, qos: 0 | 1, topic: string): Promise<Figures> {
+async function measure(
+  {
+    from,
+    to,
+    qos,
+    clients,
+    topics,
+  }: { from: SpawnedGateway; to: SpawnedGateway; qos: 0 | 1; clients: number; topics: number },
+  topic: string,
+): Promise<Figures> {
   const generators = [createGenerator(), createGenerator()] as const;
   try {
     const at = ({ port }: SpawnedGateway) => ({ host: "127.0.0.1", port });
@@ -57,17 +66,17 @@ async function measure(from: SpawnedGateway, to: SpawnedGateway, qos: 0 | 1, top
       address: at(to),
       subscribers: 1,
       window: 0,
-      topic,
+      topic: `${topic}/+`,
       prefix,
     });
     const publisher = await generators[1].start("publishers", {
       ...common,
       address: at(from),
-      clients: 1,
-      window: 200,
-      topics: [topic],
+      clients,
+      window: 200 / clients,
+      topics: Array.from({ length: topics }, (_, n) => `${topic}/${String(n).padStart(3, "0")}`),
     });
-    await sleep(1000);
+    await sleep(700);
     const cpu = (pids: readonly number[]): number => pids.reduce((sum, pid) => sum + usageOf(pid).cpuUs, 0);
     const pids = [[from.pid], [to.pid], nats.servers.map(({ pid }) => pid)];
     const [before, cpuBefore] = [await subscriber.read(), pids.map(cpu)];
@@ -89,17 +98,23 @@ const ways = [
   ["in a cluster, the same gateway", one, one],
   ["in a cluster, another gateway", one, two],
 ] as const;
-const cases = ([0, 1] as const).flatMap((qos) => ways.map(([name, from, to]) => ({ qos, name, from, to })));
+const loads = [
+  { qos: 0, clients: 1, topics: 1, load: "one publisher" },
+  { qos: 1, clients: 1, topics: 1, load: "one publisher, one topic" },
+  { qos: 1, clients: 1, topics: 100, load: "one publisher, 100 topics" },
+  { qos: 1, clients: 100, topics: 100, load: "100 publishers" },
+] as const;
+const cases = loads.flatMap((load) => ways.map(([name, from, to]) => ({ ...load, name, from, to })));
 const found = new Map(cases.map((each) => [each, [] as Figures[]]));
 try {
   for (let round = 0; round < Number(values.rounds); round++) {
     for (const [n, each] of cases.entries()) {
-      found.get(each)!.push(await measure(each.from, each.to, each.qos, `tp/${round}/${n}`));
+      found.get(each)!.push(await measure(each, `tp/${round}/${n}`));
     }
   }
-  console.log("| From a publisher to a subscriber | Messages a second | us: takes it | us: delivers it | us: NATS |");
+  console.log("| To one subscriber | Messages a second | us: takes it | us: delivers it | us: NATS |");
   console.log("| --- | ---: | ---: | ---: | ---: |");
-  for (const [{ qos, name, from, to }, all] of found) {
+  for (const [{ qos, load, name, from, to }, all] of found) {
     const best = all.toSorted((a, b) => b.rate - a.rate)[0]!;
     const isOne = from === to;
     const cells = [
@@ -108,7 +123,7 @@ try {
       isOne ? "the same" : best.delivering.toFixed(1),
       from === alone ? "-" : best.servers.toFixed(1),
     ];
-    console.log(`| QoS ${qos}, ${name} | ${cells.join(" | ")} |`);
+    console.log(`| QoS ${qos}, ${load}, ${name} | ${cells.join(" | ")} |`);
   }
 } finally {
   for (const gateway of [alone, one, two]) await gateway.stop();

@@ -43,6 +43,25 @@ for (const qos of [0, 1, 2] as const) {
   });
 }
 
+test("what a client publishes keeps the order of each topic, and one topic does not wait for another", async () => {
+  const { cluster, a } = await two({ shards: 4 });
+  cluster.memory.faults.delayMs = 5;
+  const ended: string[] = [];
+  const publish = async (topic: string, payload: string, qos: QoS): Promise<void> => {
+    await a.proxy.publish(message(topic, qos, payload), { from: "p" });
+    ended.push(`${topic} ${payload}`);
+  };
+  const all = Array.from({ length: 20 }, (_, n) => publish("t/1", String(n), n % 2 === 0 ? 1 : 2));
+  await Promise.all([...all, publish("t/2", "only", 1)]);
+  const logged = cluster.memory.logOf("p").map(({ message: { topic, payload } }) => `${topic} ${payload.toString()}`);
+  const expected = Array.from({ length: 20 }, (_, n) => `t/1 ${n}`);
+  assert.deepEqual(
+    logged.filter((each) => each !== "t/2 only"),
+    expected,
+  );
+  assert.ok(ended.indexOf("t/2 only") < 10, "it did not wait for the twenty");
+});
+
 test("a session that moves finds its subscriptions, and what was published meanwhile, in order", async () => {
   const { a, b } = await two({ shards: 4 });
   const first = await connect(a.proxy, "s", { credit: 3, filters: [["t", { qos: 1, identifier: 7 }]] });

@@ -2,6 +2,8 @@
 import assert from "node:assert/strict";
 import { after, before, describe, test } from "node:test";
 import { matches } from "../../kernel/topics.ts";
+import { createLayout } from "../../plugins/nats-cluster/layout.ts";
+import { connect, headers } from "../../plugins/nats-cluster/node_modules/@nats-io/transport-node/lib/mod.js";
 import { eventually } from "../helpers/eventually.ts";
 import { startNats, type Nats } from "../helpers/nats.ts";
 import { messageOf, startNode, type EngineNode } from "../helpers/nats-engine.ts";
@@ -315,5 +317,52 @@ describe("NATSCluster's engine", { skip: !nats }, () => {
     assert.ok(performance.now() - started < 2000, "there is no waiting for a node that is not there");
     control.broadcast("note", Buffer.from("x"));
     await eventually(() => heard, ["a x"]);
+  });
+
+  test("several writes of a session go as one; where the servers take no more batches, one by one", async () => {
+    const records = a.proxy.records;
+    const batches = async (outcome: string): Promise<number> => {
+      const line = new RegExp(`^sluice_nats_batches_total\\{.*outcome="${outcome}".*\\} (\\d+)$`, "m");
+      return Number(line.exec(await a.metrics())?.[1] ?? 0);
+    };
+    const owned = await records.claim("batched", Buffer.from("a"), 0);
+    assert.ok("revision" in owned);
+    const changes = (payload: string, count = 20) =>
+      Array.from({ length: count }, (_, n) => ({ key: `o.${n}`, value: Buffer.from(payload) }));
+    const stored = async (): Promise<Set<string>> => {
+      const loaded = await b.proxy.records.load("batched", owned.revision);
+      assert.ok(loaded !== "fenced");
+      return new Set([...loaded].map(([key, value]) => `${key} ${value.toString()}`));
+    };
+    const expected = (payload: string): Set<string> => new Set(changes(payload).map(({ key }) => `${key} ${payload}`));
+    const atFirst = await batches("written");
+    assert.equal(await records.write("batched", owned.revision, changes("one")), "written");
+    assert.deepEqual(await stored(), expected("one"));
+    assert.equal((await batches("written")) - atFirst, 1);
+    assert.equal(await records.write("batched", owned.revision + 1, changes("stale")), "fenced");
+    assert.deepEqual(await stored(), expected("one"), "none of them");
+
+    // As many as a server keeps of a stream that are not complete.
+    const raw = await connect({ servers: [...(nats?.urls ?? [])] });
+    const { base } = createLayout("t", 2).of("p").session("batched");
+    for (let n = 0; n < 60; n++) {
+      const head = headers();
+      head.set("Nats-Batch-Id", `incomplete ${n}`);
+      head.set("Nats-Batch-Sequence", "1");
+      raw.publish(`${base}.x`, "never there", { headers: head });
+    }
+    await raw.flush();
+    const [written, apart] = [await batches("written"), await batches("apart")];
+    assert.equal(await records.write("batched", owned.revision, changes("two")), "written");
+    assert.deepEqual(await stored(), expected("two"));
+    assert.deepEqual([(await batches("written")) - written, (await batches("apart")) - apart], [0, 1]);
+    assert.equal(await records.write("batched", owned.revision, changes("three")), "written");
+    assert.deepEqual(await stored(), expected("three"));
+    assert.deepEqual(
+      [(await batches("written")) - written, (await batches("apart")) - apart],
+      [0, 1],
+      "not tried again at once",
+    );
+    await raw.close();
   });
 });

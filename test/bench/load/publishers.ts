@@ -27,6 +27,8 @@ export interface PublishersOptions {
 /** Bytes that a socket holds back before a client of a given rate leaves messages out. */
 const maxHeldBytes = 256 * 1024;
 const tickMs = 2;
+/** Of devices that don't wait for each other. */
+const stampedTickMs = 1;
 
 export const publishers: Load<PublishersOptions> = {
   async start(options) {
@@ -154,15 +156,19 @@ export const publishers: Load<PublishersOptions> = {
     else {
       const startedAt = nowMs();
       let offered = 0;
-      timer = setInterval(() => {
-        const now = nowMs();
-        const due = Math.floor(((now - startedAt) * rate) / 1000);
-        // Each client's share in one write, and what is over to those whose turn it is.
-        const share = Math.floor((due - offered) / senders.length);
-        if (share > 0) for (const sender of senders) sender.offer(share, now);
-        offered += share * senders.length;
-        for (; offered < due; offered++) senders[offered % senders.length]!.offer(1, now);
-      }, tickMs);
+      timer = setInterval(
+        () => {
+          const now = nowMs();
+          const due = Math.floor(((now - startedAt) * rate) / 1000);
+          // Each client's share in one write, and what is over to those whose turn it is.
+          const share = Math.floor((due - offered) / senders.length);
+          if (share > 0) for (const sender of senders) sender.offer(share, nowMs());
+          offered += share * senders.length;
+          // Each with a look at the clock of its own: a write takes as long as it takes to wake who reads.
+          for (; offered < due; offered++) senders[offered % senders.length]!.offer(1, nowMs());
+        },
+        isStamped ? stampedTickMs : tickMs,
+      );
     }
 
     const read = () => ({ ...totals, latencies: latencies.read() });
