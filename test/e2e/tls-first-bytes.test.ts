@@ -130,6 +130,9 @@ function heapBytes(pid: number): number {
   const line = readFileSync(`/proc/${pid}/maps`, "latin1")
     .split("\n")
     .find((each) => each.endsWith("[heap]"));
-  const [from = 0, to = 0] = (line ?? "").split(" ", 1)[0]!.split("-").map((hex) => Number.parseInt(hex, 16));
+  const [from = 0, to = 0] = (line ?? "")
+    .split(" ", 1)[0]!
+    .split("-")
+    .map((hex) => Number.parseInt(hex, 16));
   return to - from;
 }
