@@ -23,8 +23,7 @@ function start() {
     settle: () => undefined,
     release: () => undefined,
   });
-  const settle = (packetId: number) =>
-    inflight.acknowledge({ cmd: "pubcomp", packetId, reasonCode: 0 } as Parameters<typeof inflight.acknowledge>[0]);
+  const settle = (packetId: number) => inflight.acknowledge({ cmd: "pubcomp", packetId, reasonCode: 0 });
   return { inflight, sent, options, settle };
 }
 
