@@ -2,31 +2,17 @@
 import assert from "node:assert/strict";
 import { after, describe, test, type TestContext } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
-import type { IConnectPacket } from "mqtt-packet";
 import { eventually } from "../helpers/eventually.ts";
 import { spawnNode, startCluster } from "../helpers/gateway-cluster.ts";
 import type { TestGateway } from "../helpers/gateway.ts";
 import { startNats } from "../helpers/nats.ts";
 import { connectRaw, openRawClient, type RawClient } from "../helpers/raw-client.ts";
+import { withWill } from "../helpers/will-packet.ts";
 
 const nats = await startNats();
 after(() => nats?.stop());
 
 const v5 = { protocolVersion: 5 } as const;
-
-function withWill(topic: string, delaySec: number): Partial<IConnectPacket> {
-  return {
-    clean: false,
-    properties: { sessionExpiryInterval: 600 },
-    will: {
-      topic,
-      payload: Buffer.from("gone"),
-      qos: 1,
-      retain: false,
-      properties: { willDelayInterval: delaySec, userProperties: { of: topic } },
-    },
-  };
-}
 
 /** Two gateways here, `n1` and `n2`, and a process `n3`. */
 async function start(t: TestContext, namespace: string) {

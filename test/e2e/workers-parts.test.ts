@@ -7,14 +7,7 @@ import { createCrashPublisher, createCrashSubscriber } from "../helpers/crash-cl
 import { eventually } from "../helpers/eventually.ts";
 import { rogueFolder } from "../helpers/isolated.ts";
 import { publishPacket } from "../helpers/raw-client.ts";
-import { allRun, gated, startWorkers, type WorkersGateway } from "../helpers/workers.ts";
-
-const proxy = (more = ""): string => `kind: MQTTProxy
-name: mqttproxy
-port: 0
-brokerMode: true
-rules: [{ when: { packetType: Publish }, pipeline: pub }]
-${more}`;
+import { allRun, gated, proxyYaml as proxy, startWorkers, type WorkersGateway } from "../helpers/workers.ts";
 
 const pipeline = (filter: string): string => `kind: Pipeline\nname: pub\nfilters: [${filter}]`;
 const gatedFilter = (options = ""): string => pipeline(`{ name: gated, kind: Gated${options} }`);

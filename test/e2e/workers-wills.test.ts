@@ -3,34 +3,15 @@ import assert from "node:assert/strict";
 import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { test } from "node:test";
-import type { IConnectPacket } from "mqtt-packet";
 import { eventually } from "../helpers/eventually.ts";
 import { longTest } from "../helpers/long-test.ts";
-import { allRun, gated, startWorkers, type WorkersGateway } from "../helpers/workers.ts";
-
-const proxy = (more = ""): string => `kind: MQTTProxy
-name: mqttproxy
-port: 0
-brokerMode: true
-rules: [{ when: { packetType: Publish }, pipeline: pub }]
-${more}`;
+import { withWill } from "../helpers/will-packet.ts";
+import { allRun, gated, proxyYaml as proxy, startWorkers, type WorkersGateway } from "../helpers/workers.ts";
 
 const yaml = (options = "", more = ""): string =>
   `${proxy(more)}\n---\nkind: Pipeline\nname: pub\nfilters: [{ name: gated, kind: Gated${options} }]`;
 
 const presence = "presence: { pipeline: pub, topic: presence }";
-
-const will = (topic: string, delaySec = 0): Partial<IConnectPacket> => ({
-  clean: false,
-  properties: { sessionExpiryInterval: 600 },
-  will: {
-    topic,
-    payload: Buffer.from("gone"),
-    qos: 1,
-    retain: false,
-    properties: { willDelayInterval: delaySec, userProperties: { of: topic } },
-  },
-});
 
 const v5 = { protocolVersion: 5 as const };
 
@@ -44,15 +25,17 @@ test("a worker is killed: its clients' wills are published once by another, in t
   const watcher = await gateway.connect(1, "watcher", {}, v5);
   await watcher.subscribe("will/#", 1);
   for (const id of ["now", "later", "back", "waits", "polite"]) {
-    await gateway.connect(0, id, will(`will/${id}`, { later: 1, back: 600, waits: 2 }[id] ?? 0), v5).then((client) => {
-      if (id === "polite") return client.disconnect();
-      // Its delay goes on from when its connection ended.
-      if (id === "waits") client.destroy();
-      return undefined;
-    });
+    await gateway
+      .connect(0, id, withWill(`will/${id}`, { later: 1, back: 600, waits: 2 }[id] ?? 0), v5)
+      .then((client) => {
+        if (id === "polite") return client.disconnect();
+        // Its delay goes on from when its connection ended.
+        if (id === "waits") client.destroy();
+        return undefined;
+      });
   }
   const silent = await gateway.connect(0, "silent", {}, v5);
-  const other = await gateway.connect(1, "other", will("will/other"), v5);
+  const other = await gateway.connect(1, "other", withWill("will/other"), v5);
   await eventually(async () => await gateway.metric("sluice_connections"), 6);
   const killedAt = performance.now();
   gateway.kill(0);
@@ -87,12 +70,12 @@ test("a worker is killed: its clients' wills are published once by another, in t
 
 test("wills that are in a pipeline when the worker is killed, and those that no worker is there for, are not lost", async (t) => {
   const gateway = await startWorkers(t, yaml(", gate: open"));
-  const inPipeline = await gateway.connect(0, "in", will("will/in"), v5);
+  const inPipeline = await gateway.connect(0, "in", withWill("will/in"), v5);
   inPipeline.destroy();
   await eventually(() => gated(gateway), ["0 of 2 will/in gone"]);
   const clients = [
-    await gateway.connect(0, "a", will("will/a"), v5),
-    await gateway.connect(1, "b", will("will/b"), v5),
+    await gateway.connect(0, "a", withWill("will/a"), v5),
+    await gateway.connect(1, "b", withWill("will/b"), v5),
   ];
   await writeFile(join(gateway.folder, "open"), "");
   gateway.kill(0);
@@ -104,7 +87,7 @@ test("wills that are in a pipeline when the worker is killed, and those that no 
 
 longTest("a will that ends one worker after the other is given up after the second", async (t) => {
   const gateway = await startWorkers(t, yaml(", gate: open"));
-  const poison = await gateway.connect(0, "poison", will("will/poison"), v5);
+  const poison = await gateway.connect(0, "poison", withWill("will/poison"), v5);
   gateway.kill(0);
   await poison.closed;
   await eventually(() => gated(gateway), ["1 of 2 will/poison gone"]);
@@ -116,13 +99,13 @@ longTest("a will that ends one worker after the other is given up after the seco
 
 test("a stop publishes no wills, save those that wait: also those that wait for a worker that is gone", async (t) => {
   const gateway = await startWorkers(t, yaml());
-  const left = await gateway.connect(0, "left", will("will/left", 600), v5);
+  const left = await gateway.connect(0, "left", withWill("will/left", 600), v5);
   gateway.kill(0);
   await left.closed;
   await allRun(gateway);
   const clients = [
-    await gateway.connect(0, "x", will("will/x"), v5),
-    await gateway.connect(1, "y", will("will/y"), v5),
+    await gateway.connect(0, "x", withWill("will/x"), v5),
+    await gateway.connect(1, "y", withWill("will/y"), v5),
   ];
   assert.equal(await gateway.process.stop(), 0);
   for (const each of clients) await each.closed;

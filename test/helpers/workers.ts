@@ -29,6 +29,14 @@ export interface WorkersGateway {
   metric(name: string, labels?: Record<string, string>): Promise<number>;
 }
 
+/** A proxy whose messages go through the pipeline `pub`. */
+export const proxyYaml = (more = ""): string => `kind: MQTTProxy
+name: mqttproxy
+port: 0
+brokerMode: true
+rules: [{ when: { packetType: Publish }, pipeline: pub }]
+${more}`;
+
 /** What the filter `Gated` does is said by files in its folder: see {@link gated}. */
 const gatedPlugin = {
   "package.json": JSON.stringify({
