@@ -6,7 +6,7 @@
  */
 import { spawn } from "node:child_process";
 import { glob, mkdir, mkdtemp, rm } from "node:fs/promises";
-import { tmpdir } from "node:os";
+import { availableParallelism, tmpdir } from "node:os";
 import { join, relative } from "node:path";
 import { startKafka } from "./helpers/kafka.ts";
 
@@ -37,7 +37,8 @@ const child = spawn(
     "--import",
     join(root, "test/helpers/end-of-file.ts"),
     "--test",
-    "--test-concurrency=2",
+    // Suites wait a lot, for brokers that start and nodes that are missed: one more than there are cores.
+    `--test-concurrency=${Math.min(availableParallelism() + 1, 4)}`,
     "--test-timeout=300000",
     ...files.toSorted().map((file) => relative(".", join(root, file))),
   ],

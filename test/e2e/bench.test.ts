@@ -71,7 +71,7 @@ function lossy(): ServerKind {
   };
 }
 
-test("what it says of the gateway is so: nothing is lost, and each figure is there", async () => {
+longTest("what it says of the gateway is so: nothing is lost, and each figure is there", async () => {
   const names = ["ingest-qos1", "ingest-qos0", "fan-out-10", "fan-out-10-qos0", "http-10"];
   const results = await run([sluice], ...names);
   assert.deepEqual(

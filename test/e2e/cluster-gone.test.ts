@@ -5,6 +5,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { eventually } from "../helpers/eventually.ts";
 import { spawnNode, startCluster } from "../helpers/gateway-cluster.ts";
 import type { TestGateway } from "../helpers/gateway.ts";
+import { longTest } from "../helpers/long-test.ts";
 import { startNats } from "../helpers/nats.ts";
 import { connectRaw, openRawClient, type RawClient } from "../helpers/raw-client.ts";
 import { withWill } from "../helpers/will-packet.ts";
@@ -116,7 +117,7 @@ describe("a gateway of a cluster is gone", { skip: !nats }, () => {
     assert.deepEqual(wills, ["waits"]);
   });
 
-  test("with workers: the wills of either side, and a client that comes back to the other", async (t) => {
+  longTest("with workers: the wills of either side, and a client that comes back to the other", async (t) => {
     const documents = "---\nkind: Gateway\nworkers: 2";
     const options = { urls: nats?.urls ?? [], namespace: "gw", options: "replicas: 1", documents };
     const [left, doomed] = [await spawnNode(t, options, "n1"), await spawnNode(t, options, "n3")];

@@ -231,7 +231,7 @@ describe("a gateway whose way to NATS fails", { skip: !started, concurrency: tru
     for (const client of [device, subscriber, publisher]) client.destroy();
   });
 
-  test("NATS has lost its majority: as if it were away", async (t) => {
+  longTest("NATS has lost its majority: as if it were away", async (t) => {
     const own = await startNats({ nodes: 3 });
     assert.ok(own);
     t.after(() => own.stop());

@@ -7,6 +7,7 @@ import { connectAsync, type IClientOptions, type IPublishPacket, type MqttClient
 import { eventually } from "../helpers/eventually.ts";
 import { spawnNode, startCluster } from "../helpers/gateway-cluster.ts";
 import type { TestGateway } from "../helpers/gateway.ts";
+import { longTest } from "../helpers/long-test.ts";
 import { startNats } from "../helpers/nats.ts";
 import { sluice } from "../helpers/sluice.ts";
 
@@ -345,7 +346,7 @@ filters: [{ name: presence, kind: FileMQTT, dir: presence, topic: { default: pre
     assert.deepEqual(await query.json(), { sessions: [], total: 0 });
   });
 
-  test("sluice cluster status names a node that has died, and one that has left", async (t) => {
+  longTest("sluice cluster status names a node that has died, and one that has left", async (t) => {
     const options = { urls, namespace: "v", options: "replicas: 1" };
     const three = await spawnNode(t, options, "three");
     await three.start();

@@ -12,6 +12,7 @@ import { createClone } from "../helpers/clone.ts";
 import { eventually } from "../helpers/eventually.ts";
 import { startTestGateway } from "../helpers/gateway.ts";
 import { bin } from "../helpers/gateway-under-test.ts";
+import { longTest } from "../helpers/long-test.ts";
 import { type LogLine, spawnGateway, type SpawnedGateway } from "../helpers/spawned-gateway.ts";
 import { run } from "../helpers/published.ts";
 import { npm, writeStamp, writeStampDependency } from "../helpers/stamp-package.ts";
@@ -185,7 +186,7 @@ test("an upgrade that can't be imported leaves the running version alone; one th
   assert.equal(await stamped(), "1.1.0 1.1.0 dep-1.1.0 2 2");
 });
 
-test("pnpm, whose versions lie in folders of their own, is noticed as well", async (t) => {
+longTest("pnpm, whose versions lie in folders of their own, is noticed as well", async (t) => {
   // Without a dependency, which pnpm would look for in a registry.
   const shelf = join(shop, "plain");
   const pnpm = async (folder: string, version: string): Promise<void> => {
@@ -358,7 +359,7 @@ dir: data
   );
 });
 
-test("50 upgrades leave nothing of the old instances behind", async (t) => {
+longTest("50 upgrades leave nothing of the old instances behind", async (t) => {
   const folder = await realpath(await mkdtemp(join(tmpdir(), "sluice-upgrade-")));
   t.after(() => rm(folder, { recursive: true }));
   const stamp = join(folder, "plugins/stamp");

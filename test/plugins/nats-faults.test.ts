@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { after, before, describe, test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
 import { eventually } from "../helpers/eventually.ts";
-import { isLong } from "../helpers/long-test.ts";
+import { isLong, longTest } from "../helpers/long-test.ts";
 import { startNats, type Nats } from "../helpers/nats.ts";
 import { messageOf, startNode, type EngineNode } from "../helpers/nats-engine.ts";
 
@@ -112,7 +112,7 @@ describe("NATSCluster while its servers fail", { skip: !started }, () => {
     assert.ok(written > 20);
   });
 
-  test("a server that has hung and is behind hides nothing from those who ask it", async () => {
+  longTest("a server that has hung and is behind hides nothing from those who ask it", async () => {
     const lagging = nats.servers[2];
     assert.ok(lagging);
     // This one knows the lagging server alone: what it reads directly is read there.
