@@ -6,6 +6,7 @@ import type { ClusterSession } from "./cluster-session.ts";
 import { hearMessage, tellMessage, type ToldMessage } from "./cluster-words.ts";
 import { messageOf, SluiceError } from "./errors.ts";
 import type { Grant } from "./grant.ts";
+import { inTurn } from "./in-turn.ts";
 import type { Message, PublishOutcome } from "./plugin.ts";
 import type { ReceiptRelay } from "./receipt-relay.ts";
 import type { Ownership } from "./session-records.ts";
@@ -134,16 +135,7 @@ export function createClusterPublisher(deps: ClusterPublisherDeps): ClusterPubli
    */
   function inOrder({ from, topic }: ClusterMessage, go: () => Awaitable<PublishOutcome>): Awaitable<PublishOutcome> {
     if (from === undefined) return go();
-    const key = `${from}\0${topic}`;
-    const before = underWay.size > 0 ? underWay.get(key) : undefined;
-    const sent = before ? before.then(go, go) : go();
-    if (!(sent instanceof Promise)) return sent;
-    underWay.set(key, sent);
-    const forget = (): void => {
-      if (underWay.get(key) === sent) underWay.delete(key);
-    };
-    sent.then(forget, forget);
-    return sent;
+    return inTurn(underWay, `${from}\0${topic}`, go);
   }
 
   async function counted(topic: string, sending: Awaitable<PublishOutcome>): Promise<PublishOutcome> {

@@ -7,6 +7,7 @@ import type {
   LogPosition,
   LogPositions,
 } from "./cluster-engine.ts";
+import { within } from "./deadline.ts";
 import type { Deliveries } from "./deliveries.ts";
 import { messageOf, SluiceError } from "./errors.ts";
 import { type Grant, grantOf, mergeGrants } from "./grant.ts";
@@ -434,16 +435,8 @@ export function createClusterSession(start: SessionStart, deps: ClusterSessionDe
 }
 
 /** Rejects where it takes longer. */
-async function soon<T>(work: Promise<T>): Promise<T> {
-  let timer: NodeJS.Timeout | undefined;
-  const late = new Promise<never>((_, reject) => {
-    timer = setTimeout(() => reject(new Error(`no answer in ${soonMs} ms`)), soonMs);
-  });
-  try {
-    return await Promise.race([work, late]);
-  } finally {
-    clearTimeout(timer);
-  }
+function soon<T>(work: Promise<T>): Promise<T> {
+  return within(soonMs, work, () => new Error(`no answer in ${soonMs} ms`));
 }
 
 /** Where it reads on: where the cursor is, else where what it wants began. */

@@ -1,5 +1,6 @@
 /** What runs: built beside the running generation, swapped in at once, the old one retired afterwards. */
 import type { Addresses } from "./addresses.ts";
+import { within } from "./deadline.ts";
 import { configError, messageOf, SluiceError } from "./errors.ts";
 import { createHost, type HostSource } from "./host.ts";
 import { createPipeline, type FilterInstance, type Pipeline } from "./pipeline.ts";
@@ -217,7 +218,7 @@ export async function closeAll(
 ): Promise<void> {
   for (const { name, close } of each) {
     try {
-      await within(closeDeadlineMs + extraMs, close(), `${name} did not close`);
+      await inTime(closeDeadlineMs + extraMs, close(), `${name} did not close`);
     } catch (error) {
       log.error({ object: name, error: messageOf(error) }, "Closing failed");
     }
@@ -257,7 +258,7 @@ async function createFilter(
   const { host, abort } = createHost(source, name, { pipeline, filter: filterName });
   const creating = Promise.try(() => kind.create(options, host));
   try {
-    const filter = await within(startDeadlineMs, creating, `${kind.kind} was not created`);
+    const filter = await inTime(startDeadlineMs, creating, `${kind.kind} was not created`);
     return {
       name: filterName,
       kind,
@@ -297,7 +298,7 @@ export async function startService(
     return service;
   };
   try {
-    const service = await within(startDeadlineMs, start(), `${kind.kind} did not start`);
+    const service = await inTime(startDeadlineMs, start(), `${kind.kind} did not start`);
     return {
       spec,
       service,
@@ -333,15 +334,6 @@ function isTimeout(error: unknown): error is SluiceError {
 }
 
 /** @throws SluiceError PLUGIN_START_TIMEOUT */
-async function within<T>(ms: number, work: Promise<T>, what: string): Promise<T> {
-  const timer = Promise.withResolvers<never>();
-  const handle = setTimeout(
-    () => timer.reject(new SluiceError("PLUGIN_START_TIMEOUT", `${what} within ${ms / 1000} s`)),
-    ms,
-  );
-  try {
-    return await Promise.race([work, timer.promise]);
-  } finally {
-    clearTimeout(handle);
-  }
+function inTime<T>(ms: number, work: Promise<T>, what: string): Promise<T> {
+  return within(ms, work, () => new SluiceError("PLUGIN_START_TIMEOUT", `${what} within ${ms / 1000} s`));
 }

@@ -1,5 +1,6 @@
 /** A plugin's entry: imported under a deadline, and its default export checked against what its manifest says. */
 import { pathToFileURL } from "node:url";
+import { within } from "./deadline.ts";
 import { SluiceError } from "./errors.ts";
 import type { FilterKind, PacketType, ServiceKind } from "./plugin.ts";
 
@@ -56,25 +57,15 @@ export async function importWithin(
   deadlineMs = standardImportDeadlineMs,
   url = pathToFileURL(entry).href,
 ): Promise<unknown> {
-  let timer: NodeJS.Timeout | undefined;
-  const deadline = new Promise<never>((_, reject) => {
-    timer = setTimeout(
-      () =>
-        reject(
-          new SluiceError(
-            "PLUGIN_START_TIMEOUT",
-            `${what} did not finish importing within ${deadlineMs / 1000} s: ${entry} waits for something at its top level`,
-          ),
-        ),
-      deadlineMs,
+  const late = (): SluiceError =>
+    new SluiceError(
+      "PLUGIN_START_TIMEOUT",
+      `${what} did not finish importing within ${deadlineMs / 1000} s: ${entry} waits for something at its top level`,
     );
-  });
   try {
-    return await Promise.race([import(url), deadline]);
+    return await within(deadlineMs, import(url), late);
   } catch (error) {
     throw importError(error, entry, what);
-  } finally {
-    clearTimeout(timer);
   }
 }
 

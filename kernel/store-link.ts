@@ -5,6 +5,7 @@ import { createChannel } from "./channel.ts";
 import { messageOf, SluiceError } from "./errors.ts";
 import type { PublishOutcome } from "./plugin.ts";
 import { createHandOver } from "./hand-over.ts";
+import { inTurn } from "./in-turn.ts";
 import { leaveWords, leaveWriting, making } from "./left-behind.ts";
 import { noteWill, passOnWork, tellBack } from "./moved-clients.ts";
 import type { Acquisition, Awaitable, LostReason, SessionHandle } from "./store.ts";
@@ -295,7 +296,9 @@ export function serveStore(stream: Duplex, sharedOf: (name: string) => Shared): 
         const options = { from, inbound, receipts, countAll: (flags & 8) !== 0 };
         const go = (): Awaitable<PublishOutcome> =>
           to === undefined ? store.publish(message, options) : store.publishTo(to, message, options);
-        return making(inbound && holder, packetId, store.keepsOrder ? go() : inOrder(proxy, from, go));
+        // What a client publishes behind a message that has to wait waits too: for the answer, not for the way to and fro.
+        const isFree = store.keepsOrder || from === undefined;
+        return making(inbound && holder, packetId, isFree ? go() : inTurn(proxy.publishing, from, go));
       },
       ({ matched, connected, durable, uncounted }) => {
         out.byte((durable ? 1 : 0) | (inbound ? 2 : 0) | (numberOfUncounted(uncounted) << 2));
@@ -304,23 +307,6 @@ export function serveStore(stream: Duplex, sharedOf: (name: string) => Shared): 
       },
       inbound && (() => cameIn(holder, packetId)),
     );
-  }
-
-  /** What a client publishes behind a message that has to wait waits too: for the answer, not for the way to and fro. */
-  function inOrder(
-    { publishing }: Shared,
-    from: string | undefined,
-    go: () => Awaitable<PublishOutcome>,
-  ): Awaitable<PublishOutcome> {
-    const before = from === undefined ? undefined : publishing.get(from);
-    const published = before ? before.then(go, go) : go();
-    if (from === undefined || !(published instanceof Promise)) return published;
-    publishing.set(from, published);
-    const forget = (): void => {
-      if (publishing.get(from) === published) publishing.delete(from);
-    };
-    published.then(forget, forget);
-    return published;
   }
 
   /** Where the client has a newer connection by now, that one has to know of the id too. */

@@ -11,7 +11,7 @@ const nats = await startNats({ nodes: 3 });
 after(() => nats?.stop());
 
 test(`${connects} racing reconnects over three gateways: one owner, no message lost, none of QoS 2 twice`, async (t) => {
-  if (!nats) return t.skip();
+  if (!nats) return t.skip("no NATS");
   const nodes = await startCluster({ urls: nats.urls, namespace: "race" });
   t.after(() => Promise.all(nodes.map((node) => node.stop())));
   const { accepted, refused, ...found } = await race(t, nodes, { connects, atOnce: 30, seed: 7 });

@@ -10,7 +10,7 @@ after(() => nats?.stop());
 for (const isBeside of [true, false]) {
   const how = isBeside ? "replaced" : "started again in place";
   test(`400 clients while all gateways are ${how}: nothing is lost, each stop drops its clients once`, async (t) => {
-    if (!nats) return t.skip();
+    if (!nats) return t.skip("no NATS");
     const { missing, doubles, swapped, drops, stops, ...counts } = await restartAll(t, nats, {
       namespace: isBeside ? "beside" : "inplace",
       isBeside,

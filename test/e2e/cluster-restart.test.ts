@@ -8,7 +8,7 @@ const nats = await startNats({ nodes: 3 });
 after(() => nats?.stop());
 
 test("all gateways are replaced under load: nothing is lost or swapped, and each client is dropped once", async (t) => {
-  if (!nats) return t.skip();
+  if (!nats) return t.skip("no NATS");
   const load = { clients: 24, publishers: 2, wildcardEvery: 6, pauseMs: 50 };
   const { missing, doubles, swapped, drops, stops, ...counts } = await restartAll(t, nats, {
     namespace: "beside",
